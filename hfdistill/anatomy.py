@@ -1,0 +1,217 @@
+"""Where a transformers model keeps its layers and attention, and the sizes that losses must agree on.
+
+The only module that may look at a model by attribute names. Paths move between releases, so it goes by what modules do
+(they look up transformers' AttentionInterface) and by what configurations declare, never by a hard-coded path.
+It does not run a model (see `capture`), and does not import transformers.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from torch import nn
+
+AttentionAccess = Literal["interface", "outputs", "none"]
+"""How attention can be seen: through the AttentionInterface (any backend), as eager `attentions`, or not at all."""
+
+_DEPTH = ("num_hidden_layers", "n_layers", "n_layer", "num_layers")
+_WIDTH = ("hidden_size", "dim", "n_embd", "d_model")
+_HEADS = ("num_attention_heads", "n_heads", "n_head", "encoder_attention_heads")
+_INTERMEDIATE = ("intermediate_size", "hidden_dim", "n_inner", "ffn_dim", "d_inner")
+
+
+@dataclass(frozen=True)
+class Anatomy:
+    """The sizes of one model that decide which knowledge can flow.
+
+    Args:
+        family: transformers' `model_type`, for messages.
+        depth: number of layers L.
+        width: width D of the hidden states.
+        heads: number of attention heads H; 0 where the family has no attention.
+        attention: how attention can be seen.
+        vocabulary: size of the input vocabulary; 0 for models without one.
+        classes: number of labels K of the head.
+        label_names: class index -> name, as in `config.id2label`.
+        encoder_decoder: two stacks; one layer number cannot name a layer of both.
+        head: the kind of task head, as transformers names its loss ("ForSequenceClassification"); "" where unknown.
+        input_names: argument names of `forward`.
+    """
+
+    family: str
+    depth: int
+    width: int
+    heads: int = 0
+    attention: AttentionAccess = "none"
+    vocabulary: int = 0
+    classes: int = 0
+    label_names: Mapping[int, str] = field(default_factory=dict)
+    encoder_decoder: bool = False
+    head: str = ""
+    input_names: tuple[str, ...] = ()
+
+    @classmethod
+    def of(cls, model: nn.Module) -> Anatomy:
+        """Read the anatomy of a transformers model (a PeftModel is read through to its base).
+
+        Raises:
+            TypeError: `model` has no transformers configuration.
+        """
+        base = base_model(model)
+        config = getattr(base, "config", None)
+        if config is None or not hasattr(config, "model_type"):
+            raise TypeError(
+                f"expected a transformers model, got {type(model).__name__} without a configuration. Depth, widths "
+                "and label names are read from it; pass a PreTrainedModel or a PeftModel."
+            )
+        text = config.get_text_config() if hasattr(config, "get_text_config") else config
+        return cls(
+            family=str(config.model_type),
+            depth=int(_first(text, _DEPTH, len(getattr(text, "depths", ())))),
+            width=int(_first(text, _WIDTH, 0)),
+            heads=int(_heads(text)),
+            attention=_attention_access(base, text),
+            vocabulary=int(getattr(text, "vocab_size", 0) or 0),
+            classes=int(getattr(config, "num_labels", 0) or 0),
+            label_names={int(index): str(name) for index, name in (getattr(config, "id2label", None) or {}).items()},
+            encoder_decoder=bool(getattr(config, "is_encoder_decoder", False)),
+            head=str(getattr(base, "loss_type", None) or ""),
+            input_names=tuple(inspect.signature(base.forward).parameters),
+        )
+
+
+def base_model(model: nn.Module) -> nn.Module:
+    """The transformers model inside a PeftModel, or the model itself."""
+    get_base_model = getattr(model, "get_base_model", None)
+    if callable(get_base_model) and hasattr(model, "peft_config"):
+        inner = get_base_model()
+        if isinstance(inner, nn.Module):
+            return inner
+    return model
+
+
+def attention_modules(model: nn.Module) -> list[nn.Module]:
+    """The modules that look up transformers' AttentionInterface when they run, in the order of definition.
+
+    One module may be called several times in a pass (ALBERT), so a position in this list is not a layer number.
+    """
+    return [module for module in model.modules() if _uses_attention_interface(type(module))]
+
+
+def eager_attention(module: nn.Module) -> Callable[..., Any]:
+    """The eager function that an attention module falls back to; each modelling file defines its own.
+
+    Args:
+        module: one of `attention_modules`.
+    """
+    forward = inspect.unwrap(type(module).forward)
+    # through the function itself, since a class derived at run time (FSDP2) carries the name of another module
+    name = next(name for name in forward.__code__.co_names if name.endswith("eager_attention_forward"))
+    function: Callable[..., Any] = forward.__globals__[name]
+    return function
+
+
+def encoder_layers(model: nn.Module) -> nn.ModuleList:
+    """The list of a model's layers: the largest ModuleList of equal modules as long as the configured depth.
+
+    Raises:
+        ValueError: no such list, as for ALBERT, whose layers are one shared module.
+    """
+    base = base_model(model)
+    depth = Anatomy.of(base).depth
+    lists = [
+        module
+        for module in base.modules()
+        if isinstance(module, nn.ModuleList) and len(module) == depth and len({type(item) for item in module}) == 1
+    ]
+    if not lists:
+        raise ValueError(
+            f"no list of {depth} equal layers was found in {type(base).__name__}. Its layers may be one shared module "
+            "(ALBERT), or of several kinds; choose layers by their outputs (hidden_states) instead."
+        )
+    return max(lists, key=lambda layers: sum(parameter.numel() for parameter in layers.parameters()))
+
+
+def first_layer(model: nn.Module) -> nn.Module:
+    """The module whose first input is the embedding output.
+
+    Raises:
+        ValueError: neither a list of layers nor a shared layer was found.
+    """
+    base = base_model(model)
+    if getattr(base, "config", None) is not None and getattr(base.config, "model_type", "") == "albert":
+        groups = [m for name, m in base.named_modules() if name.endswith("albert_layer_groups")]
+        if groups and isinstance(groups[0], nn.ModuleList):
+            return groups[0][0]
+    return encoder_layers(base)[0]
+
+
+def hidden_dropout_free(model: nn.Module) -> bool:
+    """Whether no dropout is active: the state that a teacher must be in."""
+    return not any(isinstance(module, nn.Dropout) and module.training for module in model.modules())
+
+
+def _first(config: Any, names: tuple[str, ...], default: int) -> Any:
+    values = (getattr(config, name, None) for name in names)
+    return next((value for value in values if isinstance(value, int) and value > 0), default)
+
+
+def _heads(config: Any) -> int:
+    for name in (*_HEADS, "num_heads"):
+        value = getattr(config, name, None)
+        if isinstance(value, int):
+            return value
+        if isinstance(value, list | tuple) and value:  # one count per stage (Swin)
+            return int(value[0])
+    return 0
+
+
+def _uses_attention_interface(kind: type) -> bool:
+    forward = inspect.unwrap(kind.forward) if hasattr(kind, "forward") else None
+    code = getattr(forward, "__code__", None)
+    return code is not None and "ALL_ATTENTION_FUNCTIONS" in code.co_names
+
+
+def _attention_access(model: nn.Module, config: Any) -> AttentionAccess:
+    if attention_modules(model):
+        return "interface"
+    heads = _heads(config)
+    names = {type(module).__name__ for module in model.modules()}
+    if heads and any("Attention" in name for name in names):
+        return "outputs"
+    return "none"
+
+
+def size_fields(config: Any) -> Mapping[str, str]:
+    """What a family's configuration calls its sizes.
+
+    Args:
+        config: a transformers configuration of one stack of layers.
+
+    Returns:
+        "depth", "width", "heads" and "intermediate" (the width inside the MLP) -> the name of the field; a size that
+        the configuration does not hold, such as the MLP's width where it is always 4 D, is left out.
+    """
+    names = {"depth": _DEPTH, "width": _WIDTH, "heads": (*_HEADS, "num_heads"), "intermediate": _INTERMEDIATE}
+    held = config.to_dict()
+    found = {size: next((name for name in known if name in held), "") for size, known in names.items()}
+    return {size: name for size, name in found.items() if name}
+
+
+def plain_settings(module: nn.Module) -> dict[str, bool | int | float | str | None]:
+    """The plain values that a module holds beside its weights: attention kind, number of heads, scale, epsilon.
+
+    Left out are dropout and stochastic-depth rates and the numbers that a layer has as its own index: two layers that
+    agree in what is returned and in their weights compute the same in evaluation.
+    """
+    skipped = ("drop", "idx", "index", "layer_id", "layer_number", "training")
+    return {
+        name: value
+        for name, value in vars(module).items()
+        if isinstance(value, bool | int | float | str | None)
+        and not name.startswith("_")
+        and not any(word in name for word in skipped)
+    }

@@ -1,0 +1,308 @@
+"""Run a model once and show the losses what they need, and nothing else.
+
+Hidden states come from transformers' own selection (`output_hidden_states=[i, j]`). Attention comes from the
+AttentionInterface: for the time of one forward pass the attention modules look up a function that notes queries, keys,
+values and mask of the wanted layers and then calls the backend the user chose, so every layer still runs what it ran.
+Layers are told apart by the order of their calls, which is right for shared layers (ALBERT) too. Families outside the
+interface (DeBERTa) show eager probabilities through `output_attentions=True`; note that transformers gives these after
+dropout when the model is in training mode.
+
+This module does not compare anything, and does not know what a teacher is.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from types import TracebackType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from hfdistill.anatomy import Anatomy, attention_modules, base_model, eager_attention
+from hfdistill.representations import Attention, Needs, Representations
+
+_IMPLEMENTATION = "hfdistill_capture"
+_NOT_REBUILT = ("softcap", "s_aux", "sinks", "indices", "block_indices", "cu_seq_lens_q")
+"""Arguments of attention functions that shape the distribution in ways which queries, keys and mask do not show."""
+
+
+class Capture:
+    """One forward pass under observation.
+
+    Use it as a context manager, call the model inside with `arguments` added, and read the output::
+
+        with Capture(model, Needs(logits=True, hidden_states=frozenset({0, 3}))) as view:
+            output = model(**inputs, **view.arguments)
+        representations = view.representations(output)
+
+    Args:
+        model: a PreTrainedModel, or a PeftModel around one.
+        needs: what to show.
+        anatomy: the model's anatomy where it is already known.
+
+    Raises:
+        ValueError: attention is needed of a model that cannot show it; the message says what it can show.
+    """
+
+    def __init__(self, model: nn.Module, needs: Needs, anatomy: Anatomy | None = None) -> None:
+        self.model = model
+        self.needs = needs
+        self.anatomy = Anatomy.of(model) if anatomy is None else anatomy
+        self._recorder = _Recorder(needs.attention_layers)
+        self._unmarked: list[tuple[nn.Module, Any]] = []
+        check_attention(self.anatomy, needs, model)
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """Keyword arguments that the forward call must be given."""
+        arguments: dict[str, Any] = {}
+        if self.needs.hidden_states:
+            arguments["output_hidden_states"] = sorted(self.needs.hidden_states)
+        if self.needs.attention_layers and self.anatomy.attention == "outputs":
+            arguments["output_attentions"] = True
+        return arguments
+
+    def __enter__(self) -> Capture:
+        if self.needs.attention_layers and self.anatomy.attention == "interface":
+            _register()
+            marked: dict[int, Any] = {}  # one marked copy per configuration object
+            for module in attention_modules(self.model):
+                config: Any = module.config
+                if id(config) not in marked:
+                    marked[id(config)] = _MarkedConfig.mark(config, self._recorder)
+                self._unmarked.append((module, config))
+                module.config = marked[id(config)]
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        for module, config in self._unmarked:
+            module.config = config
+        self._unmarked.clear()
+
+    def representations(self, output: Mapping[str, Any]) -> Representations:
+        """What `output` and the recorder show.
+
+        Raises:
+            ValueError: the model returned something else than it was asked for.
+        """
+        if not isinstance(output, Mapping):
+            raise ValueError(
+                f"expected a ModelOutput, got {type(output).__name__}. Losses read logits and states by name; load "
+                "the model with return_dict=True (the default of transformers 5)."
+            )
+        return Representations(
+            logits=output.get("logits"),
+            hidden_states=self._hidden_states(output),
+            attentions=self._attentions(output),
+            loss=output.get("loss"),
+        )
+
+    def plain(self, output: Any) -> Any:
+        """`output` without the tensors that only the losses asked for."""
+        added = {"output_hidden_states": "hidden_states", "output_attentions": "attentions"}
+        surplus = {added[name] for name in self.arguments}
+        if not surplus:
+            return output
+        return type(output)(**{key: value for key, value in output.items() if key not in surplus})
+
+    def _hidden_states(self, output: Mapping[str, Any]) -> dict[int, Tensor]:
+        states: dict[int, Tensor] = {}
+        given = output.get("hidden_states") or () if self.needs.hidden_states else ()
+        for layer in self.needs.hidden_states:
+            state = given[layer] if layer < len(given) else None
+            if state is None:
+                raise ValueError(
+                    f"hidden state {layer} of {self.anatomy.family} was asked for, but the model returned "
+                    f"{len(given)} hidden states without it. Its layers may be counted differently from its "
+                    f"configuration ({self.anatomy.depth}); choose other layers, or a loss on logits."
+                )
+            states[layer] = state
+        return states
+
+    def _attentions(self, output: Mapping[str, Any]) -> dict[int, Attention]:
+        layers = self.needs.attention_layers
+        if not layers:
+            return {}
+        if self.anatomy.attention == "outputs":
+            given = output.get("attentions") or ()
+            if len(given) != self.anatomy.depth:
+                raise ValueError(
+                    f"{self.anatomy.family} returned {len(given)} attention maps for {self.anatomy.depth} layers. It "
+                    "shows attention only under eager attention: load it with attn_implementation='eager'."
+                )
+            return {layer: Attention(given_probabilities=given[layer - 1]) for layer in layers}
+        if self._recorder.calls != self.anatomy.depth:
+            raise ValueError(
+                f"{self.anatomy.family} called its attention {self._recorder.calls} times for {self.anatomy.depth} "
+                "layers, so layers cannot be told apart. Attention knowledge is not available for this family; use "
+                "hidden states or logits."
+            )
+        return self._recorder.attentions
+
+
+def capture(model: nn.Module, inputs: Mapping[str, Any], needs: Needs) -> tuple[Any, Representations]:
+    """Run `model` on `inputs` once: its ordinary output, and what `needs` asked for.
+
+    Args:
+        model: a PreTrainedModel or a PeftModel.
+        inputs: keyword arguments of its forward.
+        needs: what to show.
+
+    Raises:
+        ValueError: the model cannot show it.
+    """
+    with Capture(model, needs) as view:
+        output = model(**inputs, **view.arguments)
+    representations = view.representations(output)  # first: it refuses what is no ModelOutput
+    return view.plain(output), representations
+
+
+def check_attention(anatomy: Anatomy, needs: Needs, model: nn.Module | None = None) -> None:
+    """Refuse attention knowledge that a family cannot show.
+
+    Raises:
+        ValueError: with what the family can show instead.
+    """
+    if not needs.attention_layers:
+        return
+    advice = "Use losses on hidden states, relations or logits with it."
+    implementation = None if model is None else _implementation(base_model(model))
+    if anatomy.attention == "none":
+        raise ValueError(f"{anatomy.family} has no attention that could be compared. {advice}")
+    if anatomy.encoder_decoder:
+        raise ValueError(
+            f"{anatomy.family} has an encoder and a decoder, whose attention layers one number cannot name. {advice}"
+        )
+    if anatomy.attention == "outputs":
+        if needs.projections:
+            raise ValueError(
+                f"{anatomy.family} shows attention probabilities only, not raw scores or queries, keys and values "
+                "(it does not go through transformers' AttentionInterface). Use AttentionMapLoss with "
+                f"target='probabilities', or: {advice}"
+            )
+        if implementation not in ("eager", None):
+            raise ValueError(
+                f"{anatomy.family} shows attention only under eager attention, but runs {implementation!r}. Load it "
+                "with attn_implementation='eager'."
+            )
+    if implementation == "flex_attention":
+        raise ValueError(
+            f"{anatomy.family} runs flex_attention, whose mask is a program and not a tensor, so attention cannot be "
+            "rebuilt from it. Load it with attn_implementation='sdpa'."
+        )
+    outside = sorted(layer for layer in needs.attention_layers if not 1 <= layer <= anatomy.depth)
+    if outside:
+        raise ValueError(
+            f"attention of layers {outside} was asked for, but {anatomy.family} has layers 1 to {anatomy.depth}. "
+            "Layer 0 is the embedding output, which has hidden states but no attention. Choose other layers."
+        )
+
+
+def _implementation(model: nn.Module) -> str | None:
+    config: Any = model.config
+    name: str | None = config._attn_implementation
+    return name
+
+
+class _MarkedConfig:
+    """Makes the copies of a configuration that send attention modules to the recorder."""
+
+    @staticmethod
+    def mark(config: Any, recorder: _Recorder) -> Any:
+        marked = copy.copy(config)
+        marked.hfdistill_recorder = recorder
+        # inside another capture of the same model the backend is the one that the outer capture delegates to
+        marked.hfdistill_base = vars(config).get("hfdistill_base", config._attn_implementation)
+        marked._attn_implementation_internal = _IMPLEMENTATION  # the setter would reach into sub-configurations
+        return marked
+
+
+class _Recorder:
+    """Counts attention calls and keeps what the wanted ones were given."""
+
+    def __init__(self, layers: frozenset[int]) -> None:
+        self.layers = layers
+        self.calls = 0
+        self.attentions: dict[int, Attention] = {}
+
+    def record(
+        self, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, kwargs: dict[str, Any]
+    ) -> None:
+        self.calls += 1
+        if self.calls not in self.layers:
+            return
+        refused = [name for name in _NOT_REBUILT if kwargs.get(name) is not None]
+        if refused:
+            raise ValueError(
+                f"{type(module).__name__} shapes its attention by {refused}, which scores rebuilt from queries and "
+                "keys would miss. Use losses on hidden states or logits with this family."
+            )
+        scaling = kwargs.get("scaling")
+        allowed, bias = _read_mask(module, query, key, mask, kwargs)
+        position_bias = kwargs.get("position_bias")
+        if position_bias is not None:
+            bias = position_bias if bias is None else bias + position_bias
+        self.attentions[self.calls] = Attention(
+            query=query,
+            key=key,
+            value=value,
+            scaling=query.shape[-1] ** -0.5 if scaling is None else float(scaling),
+            bias=bias,
+            allowed=allowed,
+        )
+
+
+def _read_mask(
+    module: nn.Module, query: Tensor, key: Tensor, mask: Tensor | None, kwargs: dict[str, Any]
+) -> tuple[Tensor | None, Tensor | None]:
+    """Split a backend's mask into allowed pairs (bool) and a finite bias."""
+    if mask is None or mask.dim() != 4:
+        config: Any = module.config
+        # eager applies nothing but the mask it is given
+        return None if config.hfdistill_base == "eager" else _implied_mask(module, query, key, mask, kwargs), None
+    mask = mask[..., : key.shape[2]]
+    if mask.dtype == torch.bool:
+        return mask, None
+    allowed = mask > torch.finfo(mask.dtype).min / 2
+    return allowed, mask.masked_fill(~allowed, 0.0)
+
+
+def _implied_mask(
+    module: nn.Module, query: Tensor, key: Tensor, padding: Tensor | None, kwargs: dict[str, Any]
+) -> Tensor | None:
+    """Allowed pairs where a backend is told by arguments: SDPA of causality, flash also of its window and padding."""
+    causal, window = kwargs.get("is_causal"), kwargs.get("sliding_window")
+    if causal is None:
+        causal = getattr(module, "is_causal", True)  # the default that transformers' backends take
+    if not causal and window is None and padding is None:
+        return None
+    keys = torch.arange(key.shape[2], device=query.device)
+    ahead = keys - keys[key.shape[2] - query.shape[2] :, None]  # (N, N): how far a key lies after its query
+    allowed = (ahead <= 0) | (not causal)
+    if window is not None:
+        allowed = allowed & (ahead.abs() < window)
+    allowed = allowed[None, None]  # (1, 1, N, N)
+    return allowed if padding is None else allowed & padding[:, None, None, :].bool()  # (B, 1, N, N)
+
+
+def _record_and_delegate(
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **kwargs: Any
+) -> tuple[Tensor, Tensor | None]:
+    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+    config: Any = module.config
+    config.hfdistill_recorder.record(module, query, key, value, attention_mask, kwargs)
+    eager = config.hfdistill_base == "eager"
+    backend = eager_attention(module) if eager else ALL_ATTENTION_FUNCTIONS[config.hfdistill_base]
+    result: tuple[Tensor, Tensor | None] = backend(module, query, key, value, attention_mask, **kwargs)
+    return result
+
+
+def _register() -> None:
+    from transformers import AttentionInterface
+
+    AttentionInterface.register(_IMPLEMENTATION, _record_and_delegate)

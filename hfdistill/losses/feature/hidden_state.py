@@ -1,0 +1,53 @@
+"""Hidden states, layer by layer (FitNets' hints, TinyBERT's and DistilBERT's hidden losses)."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from hfdistill import functional
+from hfdistill.losses.base import Layers, LayerwiseLoss, choose
+from hfdistill.schedules import Schedule
+
+
+class HiddenStateLoss(LayerwiseLoss):
+    """Match the teacher's token states at mapped layers.
+
+    metric="mse": L = sum over pairs (s, t) of mean_tokens mean_D (W h_s - h_t)^2; metric="cosine": the sum over pairs
+    of mean_tokens (1 - cos(W h_s, h_t)). Only real tokens count. W is the identity where the widths agree.
+
+    Romero et al. 2015, FitNets, https://arxiv.org/abs/1412.6550, equation 3 (without the factor 1/2, averaged); Jiao
+    et al. 2020, TinyBERT, https://arxiv.org/abs/1909.10351, equations 8 and 9 (hidden and embedding loss, one W);
+    Sanh et al. 2019, DistilBERT, https://arxiv.org/abs/1910.01108, section 2 (cosine).
+
+    Shapes: hidden states (B, N, D_student) and (B, N, D_teacher).
+
+    Args:
+        layers: which student layer learns from which teacher layer; 0 is the embedding output, which "uniform"
+            includes.
+        metric: "mse" or "cosine".
+        embeddings: False leaves pairs with the embedding output out of the map.
+        shared_projector: one W for all pairs, as TinyBERT has, instead of one per pair.
+        weight: see DistillationLoss.
+
+    Raises:
+        ValueError: an unknown metric; a layer map that does not fit the two depths.
+    """
+
+    def __init__(
+        self,
+        layers: Layers = "uniform",
+        metric: str = "mse",
+        embeddings: bool = True,
+        shared_projector: bool = False,
+        weight: float | Schedule = 1.0,
+    ) -> None:
+        super().__init__(layers, shared_projector, weight)
+        self.metric = choose("metric", metric, ("mse", "cosine"))
+        if not embeddings:
+            self.layers = self.layers.without_embeddings()
+
+    def compare(self, student: Tensor, teacher: Tensor, mask: Tensor | None) -> Tensor:
+        """Mean over real tokens of the squared or the angular difference."""
+        if self.metric == "mse":
+            return functional.hidden_mse(student, teacher, mask)
+        return functional.hidden_cosine(student, teacher, mask)

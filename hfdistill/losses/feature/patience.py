@@ -1,0 +1,70 @@
+"""Patient knowledge distillation: one vector per intermediate layer (Sun et al. 2019)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from hfdistill import functional
+from hfdistill.losses.base import POOLINGS, Layers, LayerwiseLoss, choose, pooled_vector
+from hfdistill.representations import Batch, Representations
+from hfdistill.schedules import Schedule
+
+
+class PatienceLoss(LayerwiseLoss):
+    """Match the direction of the [CLS] state at the student's intermediate layers.
+
+    L = mean over rows, layers and D of (h_s / |h_s| - h_t / |h_t|)^2, the reduction of the authors' code, for which
+    their weights (10 to 1000) are meant; `reduction="paper"` sums over layers and D, as equation 7 is written, D times
+    the number of layers as large.
+
+    Sun et al. 2019, Patient Knowledge Distillation for BERT Model Compression, https://arxiv.org/abs/1908.09355,
+    equation 7.
+
+    Shapes: hidden states (B, N, D_student) and (B, N, D_teacher), of which one vector per row is taken.
+
+    Args:
+        layers: "skip" (PKD-Skip) or `LayerMap.last(final=False)` (PKD-Last), or any other map.
+        normalize: compare directions; False compares the vectors themselves.
+        pooling: "cls", "mean" of the real tokens, or "last" real token (causal models).
+        reduction: "mean" or "paper".
+        weight: see DistillationLoss.
+
+    Raises:
+        ValueError: an unknown pooling or reduction; a layer map that does not fit the two depths.
+    """
+
+    def __init__(
+        self,
+        layers: Layers = "skip",
+        normalize: bool = True,
+        pooling: str = "cls",
+        reduction: str = "mean",
+        weight: float | Schedule = 1.0,
+    ) -> None:
+        super().__init__(layers, weight=weight)
+        self.normalize = normalize
+        self.pooling = choose("pooling", pooling, tuple(POOLINGS))
+        self.reduction = choose("reduction", reduction, ("mean", "paper"))
+
+    def forward(self, student: Representations, teacher: Representations, batch: Batch) -> Tensor:
+        """The patience loss over all mapped layers at once."""
+        ours, theirs = [], []
+        for position, (student_layer, teacher_layer) in enumerate(self.pairs):
+            vector = pooled_vector(student.hidden_states[student_layer], batch.mask, self.pooling)
+            ours.append(self.project(position, vector))
+            theirs.append(pooled_vector(teacher.hidden_states[teacher_layer], batch.mask, self.pooling))
+        return functional.patience(
+            torch.stack(ours, dim=1),  # (B, M, D)
+            torch.stack(theirs, dim=1),  # (B, M, D)
+            self.normalize,
+            self.reduction,
+        )
+
+    def compare(self, student: Tensor, teacher: Tensor, mask: Tensor | None) -> Tensor:
+        """One pair of layers alone."""
+        return functional.patience(student.unsqueeze(1), teacher.unsqueeze(1), self.normalize, self.reduction)
+
+    def count(self, batch: Batch) -> Tensor:
+        """Rows."""
+        return batch.row_count()

@@ -1,0 +1,121 @@
+"""Self-attention relations: how queries, keys and values relate the tokens (MiniLM, MiniLMv2)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from hfdistill import functional
+from hfdistill.anatomy import Anatomy
+from hfdistill.losses.base import AttentionLoss, Layers
+from hfdistill.representations import Attention, Batch, Needs
+from hfdistill.schedules import Schedule
+
+MINILM = ("query-key", "value-value")
+"""MiniLM (2020): attention distributions and value relations."""
+MINILM_V2 = ("query-query", "key-key", "value-value")
+"""MiniLMv2 (2021): relations of queries, of keys and of values."""
+
+_VECTORS = ("query", "key", "value")
+
+
+class AttentionRelationLoss(AttentionLoss):
+    """Match the relations between tokens that queries, keys and values draw.
+
+    R(X, Y) = softmax(X Y^T / sqrt(d_r)) over the real keys, per relation head; L = sum over layers and relations of
+    mean_rows 1 / (A_r n) sum over heads and real queries of KL(R_teacher || R_student). Widths and numbers of layers
+    may differ; nothing is projected.
+
+    Wang et al. 2020, MiniLM, https://arxiv.org/abs/2002.10957, equations 4 to 6 (`MINILM`, the models' own heads);
+    Wang et al. 2021, MiniLMv2, https://arxiv.org/abs/2012.15828, section 3 (`MINILM_V2`, free relation heads). The
+    value of MiniLMv2's sum is averaged over its three relations (weight 1/3 each); MiniLM's two terms are added.
+
+    Shapes: queries, keys and values (B, H, N, d), the width H d being cut into `relation_heads` pieces.
+
+    Args:
+        layers: which student layer learns from which teacher layer; both papers use the last student layer.
+        relations: pairs of "query", "key" and "value", such as "query-key".
+        relation_heads: A_r; None takes the models' own heads, which must then agree. MiniLMv2 used 48 for a base-sized
+            teacher (from memory, not verified).
+        weights: one number per relation; None: 1 for MiniLM's relations, 1 / number of relations otherwise.
+        weight: see DistillationLoss.
+
+    Raises:
+        ValueError: an unknown relation; a width that the relation heads do not divide; heads that differ where
+            `relation_heads` is None; a family that does not show its projections.
+    """
+
+    def __init__(
+        self,
+        layers: Layers = ((-1, -1),),
+        relations: Sequence[str] = MINILM_V2,
+        relation_heads: int | None = None,
+        weights: Sequence[float] | None = None,
+        weight: float | Schedule = 1.0,
+    ) -> None:
+        super().__init__(layers, weight)
+        self.relations = tuple(_parse_relation(relation) for relation in relations)
+        added = tuple(relations) == MINILM
+        default = (1.0 if added else 1.0 / max(len(self.relations), 1),) * len(self.relations)
+        self.weights = default if weights is None else tuple(weights)
+        if not self.relations or len(self.weights) != len(self.relations):
+            raise ValueError(
+                f"AttentionRelationLoss needs one weight per relation and at least one relation, got "
+                f"{len(self.relations)} relations and {len(self.weights)} weights. Use relations={MINILM_V2}."
+            )
+        self.relation_heads = relation_heads
+        self.heads = 0
+
+    def bind(self, student: Anatomy, teacher: Anatomy) -> None:
+        """Settle the number of relation heads."""
+        super().bind(student, teacher)
+        if self.relation_heads is None and student.heads != teacher.heads:
+            raise ValueError(
+                f"AttentionRelationLoss takes the models' own heads, got {student.heads} (student) and "
+                f"{teacher.heads} (teacher). Set relation_heads to a number that divides both widths, "
+                f"{student.width} and {teacher.width}."
+            )
+        self.heads = student.heads if self.relation_heads is None else self.relation_heads
+        for name, anatomy in (("student", student), ("teacher", teacher)):
+            if self.heads < 1 or anatomy.width % self.heads:
+                divisors = [n for n in range(1, anatomy.width + 1) if student.width % n == teacher.width % n == 0]
+                raise ValueError(
+                    f"relation_heads={self.heads} does not divide the {name}'s width {anatomy.width}. Each relation "
+                    f"head takes an equal piece of it. Numbers that divide both widths: {divisors}."
+                )
+
+    def needs_of(self, layers: frozenset[int]) -> Needs:
+        """Queries, keys and values."""
+        return Needs(projections=layers)
+
+    def compare(self, student: Attention, teacher: Attention, mask: Tensor | None) -> Tensor:
+        """Weighted sum over the relations of one pair of layers."""
+        values = [
+            weight
+            * functional.relation_kl(
+                student.merged(left),
+                student.merged(right),
+                teacher.merged(left),
+                teacher.merged(right),
+                self.heads,
+                mask,
+            )
+            for (left, right), weight in zip(self.relations, self.weights, strict=True)
+        ]
+        return torch.stack(values).sum()
+
+    def count(self, batch: Batch) -> Tensor:
+        """Rows: each is averaged over its own tokens first."""
+        return batch.row_count()
+
+
+def _parse_relation(relation: str) -> tuple[str, str]:
+    left, _, right = relation.partition("-")
+    if left not in _VECTORS or right not in _VECTORS:
+        raise ValueError(
+            f"a relation is two of {', '.join(_VECTORS)} joined by '-', got {relation!r}. MiniLM: {MINILM}, MiniLMv2: "
+            f"{MINILM_V2}."
+        )
+    return left, right

@@ -1,0 +1,1 @@
+"""Losses that match what a model answers: its logits."""

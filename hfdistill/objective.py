@@ -1,0 +1,135 @@
+"""The objective: named losses, weighted and summed.
+
+total = sum over names of weight(progress) * scale * value. `scale` makes micro-batches and processes count by their
+number of valid items, so that neither gradient accumulation nor the number of processes changes the loss. A loss whose
+weight is 0 at this point of training is neither computed nor captured for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from hfdistill.anatomy import Anatomy
+from hfdistill.losses.base import DistillationLoss
+from hfdistill.representations import Batch, Needs, Representations
+
+
+class ObjectiveResult(NamedTuple):
+    """One evaluation of an objective.
+
+    Attributes:
+        loss: the weighted sum, with a gradient.
+        terms: name -> unweighted value, detached, on the device.
+    """
+
+    loss: Tensor
+    terms: dict[str, Tensor]
+
+
+class Objective(nn.Module):
+    """A named, weighted sum of losses.
+
+    ::
+
+        Objective(task=TaskLoss(weight=0.1), kd=SoftTargetLoss(temperature=4.0, weight=0.9))
+
+    Args:
+        losses: name -> loss; the names appear in the log as `loss/<name>`.
+
+    Raises:
+        ValueError: no loss at all.
+        TypeError: something in it is not a DistillationLoss.
+    """
+
+    def __init__(self, **losses: DistillationLoss) -> None:
+        super().__init__()
+        if not losses:
+            raise ValueError(
+                "an Objective needs at least one loss, got none: there would be nothing to train on. Write "
+                "Objective(task=TaskLoss(), kd=SoftTargetLoss()), or use a preset's name."
+            )
+        for name, loss in losses.items():
+            if not isinstance(loss, DistillationLoss):
+                raise TypeError(
+                    f"the loss {name!r} must be a DistillationLoss, got {type(loss).__name__}. The objective asks it "
+                    "what it needs to see; subclass DistillationLoss or LayerwiseLoss."
+                )
+        self.losses = nn.ModuleDict(losses)
+
+    def __getitem__(self, name: str) -> DistillationLoss:
+        """The loss of this name."""
+        return self._named()[name]
+
+    def __iter__(self) -> Iterable[str]:  # type: ignore[override]
+        """The names, in the order they were given."""
+        return iter(self.losses.keys())
+
+    def __repr__(self) -> str:
+        terms = ", ".join(f"{name}={type(loss).__name__}" for name, loss in self._named().items())
+        return f"Objective({terms})"
+
+    def bind(self, student: Anatomy, teacher: Anatomy) -> None:
+        """Tell every loss the sizes of the two models; see DistillationLoss.bind.
+
+        Raises:
+            ValueError: a loss cannot compare them; the message names the loss.
+        """
+        for name, loss in self._named().items():
+            try:
+                loss.bind(student, teacher)
+            except ValueError as error:
+                raise ValueError(f"objective term {name!r}: {error}") from error
+
+    def active(self, progress: float) -> dict[str, DistillationLoss]:
+        """The losses whose weight is not 0 at this point of training, 0 to 1."""
+        return {name: loss for name, loss in self._named().items() if loss.weight(progress) != 0.0}
+
+    def needs(self, progress: float | None = None) -> tuple[Needs, Needs]:
+        """What must be seen of student and teacher now; None: at any time of training."""
+        losses = self._named() if progress is None else self.active(progress)
+        asked = [loss.needs() for loss in losses.values()]
+        return Needs.union(ours for ours, _ in asked), Needs.union(theirs for _, theirs in asked)
+
+    def weights(self, progress: float) -> dict[str, float]:
+        """Name -> weight at this point of training."""
+        return {name: loss.weight(progress) for name, loss in self._named().items()}
+
+    def counts(self, batches: Iterable[Batch]) -> Tensor:
+        """Valid items of each loss in all of `batches`, (number of losses,), in the order of the names."""
+        rows = [torch.stack([loss.count(batch) for loss in self._named().values()]) for batch in batches]
+        return torch.stack(rows).sum(dim=0)
+
+    def forward(
+        self, student: Representations, teacher: Representations, batch: Batch, scales: Tensor | None = None
+    ) -> ObjectiveResult:
+        """The weighted sum, and each value for the log.
+
+        Args:
+            student: what the student's forward pass showed.
+            teacher: what the teacher's showed; no gradient flows into it.
+            batch: what both were given.
+            scales: (number of losses,), what each value is multiplied with before it is weighted and reported; None: 1.
+        """
+        terms: dict[str, Tensor] = {}
+        total: Tensor | None = None
+        names = list(self.losses.keys())
+        for name, loss in self.active(batch.progress).items():
+            value = loss(student, teacher, batch)
+            if scales is not None:
+                value = value * scales[names.index(name)].to(value)
+            terms[name] = value.detach()
+            weighted = loss.weight(batch.progress) * value
+            total = weighted if total is None else total + weighted
+        if total is None:
+            raise ValueError(
+                f"every loss of {self!r} has the weight 0 at progress {batch.progress:.3f}, so there is nothing to "
+                "train on. Give one of them a weight above 0 for this part of training."
+            )
+        return ObjectiveResult(total, terms)
+
+    def _named(self) -> dict[str, DistillationLoss]:
+        return {name: loss for name, loss in self.losses.items() if isinstance(loss, DistillationLoss)}

@@ -1,0 +1,206 @@
+"""What one forward pass shows to the losses, and what a loss asks to be shown.
+
+`Needs` is the question (which layers, which kind), `Representations` the answer, `Batch` what both models were given.
+Nothing here runs a model: `capture` does that. Layers are numbered as in transformers' `hidden_states`: 0 is the
+embedding output, 1..L are the outputs of the layers; the attention of layer m has the number m.
+
+Shape letters: B batch, N tokens, D width, H heads, K classes (see `functional`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+IGNORE_INDEX = -100
+"""Label value that excludes a row or a token from every loss, as in PyTorch and transformers."""
+
+
+@dataclass(frozen=True)
+class Needs:
+    """What a loss must see of one model; unions (`|`) of needs make the plan of a forward pass.
+
+    Args:
+        logits: the output of the head.
+        hidden_states: layer numbers, 0 is the embedding output.
+        projections: layers whose queries, keys and values (and so the raw scores) are needed.
+        attention_probabilities: layers whose attention distributions are needed; families that cannot show their
+            projections (DeBERTa) can still show these under eager attention.
+    """
+
+    logits: bool = False
+    hidden_states: frozenset[int] = frozenset()
+    projections: frozenset[int] = frozenset()
+    attention_probabilities: frozenset[int] = frozenset()
+
+    def __or__(self, other: Needs) -> Needs:
+        return Needs(
+            self.logits or other.logits,
+            self.hidden_states | other.hidden_states,
+            self.projections | other.projections,
+            self.attention_probabilities | other.attention_probabilities,
+        )
+
+    @staticmethod
+    def union(needs: Iterable[Needs]) -> Needs:
+        """All of `needs` in one."""
+        result = Needs()
+        for need in needs:
+            result = result | need
+        return result
+
+    @property
+    def attention_layers(self) -> frozenset[int]:
+        """Layers of which any attention knowledge is needed."""
+        return self.projections | self.attention_probabilities
+
+    def __bool__(self) -> bool:
+        return self.logits or bool(self.hidden_states or self.attention_layers)
+
+
+@dataclass
+class Attention:
+    """The attention of one layer as its queries, keys and values; scores and probabilities are made on demand, once.
+
+    Args:
+        query: (B, H, N, d) as the layer multiplies them (after rotary embedding, where the family has one).
+        key: (B, H, N, d); with grouped keys repeated to H heads where scores are asked for.
+        value: (B, H, N, d).
+        scaling: what the product of query and key is multiplied by, normally d ** -0.5.
+        bias: additive (B or 1, H or 1, N, N) attention mask or position bias that the layer adds to its scores.
+        allowed: bool (B or 1, 1, N, N), the pairs that padding, causality or a sliding window leave; None: all.
+        given_probabilities: (B, H, N, N) where the family shows nothing but these (eager-only families).
+    """
+
+    query: Tensor | None = None
+    key: Tensor | None = None
+    value: Tensor | None = None
+    scaling: float = 1.0
+    bias: Tensor | None = None
+    allowed: Tensor | None = None
+    given_probabilities: Tensor | None = None
+
+    @cached_property
+    def scores(self) -> Tensor:
+        """Raw scores before mask and softmax, (B, H, N, N)."""
+        if self.query is None or self.key is None:
+            raise ValueError(
+                "raw attention scores were asked for, but this model shows only attention probabilities (it does not "
+                "go through transformers' AttentionInterface). Compare probabilities instead: target='probabilities'."
+            )
+        groups = self.query.shape[1] // self.key.shape[1]
+        key = self.key.repeat_interleave(groups, dim=1) if groups > 1 else self.key
+        scores = torch.matmul(self.query, key.transpose(-1, -2)) * self.scaling
+        return scores if self.bias is None else scores + self.bias
+
+    @cached_property
+    def probabilities(self) -> Tensor:
+        """Attention distribution over the keys, without dropout, (B, H, N, N), float32 or wider."""
+        if self.given_probabilities is not None:
+            return self.given_probabilities
+        scores = self.scores if self.scores.dtype == torch.float64 else self.scores.float()
+        if self.allowed is not None:
+            # the lowest number, not -inf: a row without any allowed key stays finite, as in transformers
+            scores = scores.masked_fill(~self.allowed, torch.finfo(scores.dtype).min)
+        return scores.softmax(dim=-1)
+
+    def merged(self, name: str) -> Tensor:
+        """Queries, keys or values with their heads side by side, (B, N, H * d): what MiniLM's relations start from."""
+        tensor: Tensor | None = {"query": self.query, "key": self.key, "value": self.value}[name]
+        if tensor is None:
+            raise ValueError(
+                f"the {name} vectors were asked for, but this model shows only attention probabilities. Relations "
+                "between queries, keys and values need a family that goes through transformers' AttentionInterface."
+            )
+        return tensor.transpose(1, 2).flatten(2)  # (B, N, H * d)
+
+
+@dataclass
+class Representations:
+    """What one forward pass of one model showed.
+
+    Args:
+        logits: (B, K), or (B, N, K) for token-level heads.
+        hidden_states: layer number -> (B, N, D).
+        attentions: layer number -> Attention.
+        loss: the task loss, a scalar, where something else than the logits and labels alone decides it: a function
+            of the user's, or a head (question answering) that computes it from several outputs.
+    """
+
+    logits: Tensor | None = None
+    hidden_states: Mapping[int, Tensor] = field(default_factory=dict)
+    attentions: Mapping[int, Attention] = field(default_factory=dict)
+    loss: Tensor | None = None
+
+
+@dataclass
+class Batch:
+    """What both models were given, as far as a loss may look at it.
+
+    Args:
+        size: number of rows B.
+        labels: (B,) classes, (B,) or (B, 1) regression targets, (B, K) multi-label targets, or (B, N) token labels;
+            `IGNORE_INDEX` excludes.
+        mask: (B, N), 1 = real token; None: every token is real.
+        progress: share of training done, 0 to 1; what schedules look at.
+        label_smoothing: the Trainer's `label_smoothing_factor`, for the task loss.
+    """
+
+    size: int
+    labels: Tensor | None = None
+    mask: Tensor | None = None
+    progress: float = 0.0
+    label_smoothing: float = 0.0
+
+    @classmethod
+    def of(cls, inputs: Mapping[str, object], label_name: str = "labels", progress: float = 0.0) -> Batch:
+        """Read the batch out of a Trainer's inputs.
+
+        Raises:
+            ValueError: without any tensor there is no batch size.
+        """
+        tensors = {name: value for name, value in inputs.items() if isinstance(value, Tensor) and value.dim() > 0}
+        if not tensors:
+            raise ValueError(
+                f"a batch needs at least one tensor, got keys {sorted(inputs)}. Without one there is no batch size; "
+                "let the data collator return tensors (return_tensors='pt')."
+            )
+        mask = tensors.get("attention_mask")
+        return cls(
+            size=next(iter(tensors.values())).shape[0],
+            labels=tensors.get(label_name),
+            mask=mask if mask is not None and mask.dim() == 2 else None,
+            progress=progress,
+        )
+
+    def valid_rows(self) -> Tensor | None:
+        """(B,) bool, rows whose class label is not ignored; None where labels do not speak of rows."""
+        if self.labels is None or self.labels.is_floating_point() or self.labels.dim() != 1:
+            return None
+        return self.labels != IGNORE_INDEX
+
+    def row_count(self) -> Tensor:
+        """Number of rows, a float scalar on the batch's device."""
+        return self._scalar(self.size)
+
+    def token_count(self) -> Tensor:
+        """Number of real tokens; without a mask the number of rows, which is proportional to it."""
+        return self.row_count() if self.mask is None else self.mask.sum().float()
+
+    def pair_count(self) -> Tensor:
+        """Number of (query, key) pairs of real tokens; without a mask the number of rows."""
+        return self.row_count() if self.mask is None else self.mask.sum(dim=1).float().square().sum()
+
+    def label_count(self) -> Tensor:
+        """Number of labels that are not ignored: rows or tokens; the number of rows where there are no labels."""
+        if self.labels is None or self.labels.is_floating_point():
+            return self.row_count()
+        return (self.labels != IGNORE_INDEX).sum().float()
+
+    def _scalar(self, value: float) -> Tensor:
+        device = next((t.device for t in (self.mask, self.labels) if t is not None), torch.device("cpu"))
+        return torch.tensor(float(value), device=device)

@@ -1,0 +1,69 @@
+"""Sees to it that a teacher's broken numbers stop the run instead of the student.
+
+On a CPU each batch is looked at as it comes. On an accelerator looking would make every step wait for the device, so the
+finding is kept there and read when the trainer logs or saves, before anything broken is written down.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from hfdistill.representations import Representations
+
+
+class TeacherWatch:
+    """Looks for NaN and +inf in what a teacher shows; -inf is how classes are switched off, and passes."""
+
+    def __init__(self) -> None:
+        self._first_bad_step: dict[str, Tensor] = {}
+
+    def look(self, shown: Representations, step: int) -> None:
+        """Note, and on a CPU check at once, whether all numbers are usable.
+
+        Raises:
+            ValueError: see `check`.
+        """
+        wait = False
+        for key, tensor in _tensors(shown):
+            bad = (tensor.isnan() | tensor.isposinf()).any()
+            never = torch.full((), -1, dtype=torch.long, device=tensor.device)
+            before = self._first_bad_step.get(key, never)
+            self._first_bad_step[key] = torch.where(bad & (before < 0), torch.full_like(never, step), before)
+            wait = wait or tensor.device.type != "cpu"
+        if not wait:
+            self.check(shown)
+
+    def check(self, shown: Representations | None = None) -> None:
+        """Stop if anything bad was seen.
+
+        Args:
+            shown: the batch at hand, to name its rows.
+
+        Raises:
+            ValueError: with the step, the key and, where known, the rows.
+        """
+        for key, first in self._first_bad_step.items():
+            step = int(first)
+            if step < 0:
+                continue
+            rows = _bad_rows(dict(_tensors(shown))[key]) if shown is not None else "see that batch"
+            raise ValueError(
+                f"the teacher's {key} held NaN or inf in the batch of step {step} (rows: {rows}). The student would "
+                "become NaN with it. Look at those inputs; a teacher in float16 often overflows: load it in float32 or "
+                "bfloat16 (teacher_dtype)."
+            )
+
+
+def _tensors(shown: Representations) -> Iterator[tuple[str, Tensor]]:
+    if shown.logits is not None:
+        yield "logits", shown.logits
+    for layer, state in shown.hidden_states.items():
+        yield f"hidden_states[{layer}]", state
+
+
+def _bad_rows(tensor: Tensor) -> str:
+    bad = (tensor.isnan() | tensor.isposinf()).flatten(1).any(dim=1)  # (B,)
+    return ", ".join(str(int(row)) for row in bad.nonzero().flatten()[:8])

@@ -1,0 +1,143 @@
+"""Who teaches: anything that can show representations of a batch.
+
+`Teacher` is the protocol, `FrozenTeacher` a transformers model that never changes. A teacher is held beside the student,
+never inside it, so that `student.train()`, the optimizer and `save_pretrained` do not reach it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+
+import torch
+from torch import Tensor, nn
+
+from hfdistill.anatomy import Anatomy
+from hfdistill.capture import Capture
+from hfdistill.representations import Needs, Representations
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+@runtime_checkable
+class Teacher(Protocol):
+    """What the trainer asks of a teacher; implement it to teach from an ensemble, a server or a file.
+
+    Attributes:
+        anatomy: the sizes that losses bind to, and the inputs that it takes.
+    """
+
+    anatomy: Anatomy
+
+    def prepare(self, device: torch.device) -> None:
+        """Get ready to teach on `device`; called once, before the first batch."""
+
+    def represent(self, inputs: Mapping[str, Any], needs: Needs) -> Representations:
+        """Show what `needs` asks for of this batch, without gradients.
+
+        Args:
+            inputs: the batch as the Trainer has it, on the device, labels and other models' inputs included.
+            needs: what the objective must see.
+        """
+
+
+class FrozenTeacher:
+    """A transformers model as a teacher: in evaluation mode, without gradients, never trained.
+
+    Freezing changes the given model: its parameters no longer require gradients.
+
+    Args:
+        model: a PreTrainedModel, or a PeftModel around one.
+        label_map: for each student class the teacher class that means the same; for heads whose labels stand in
+            another order. Length K, each teacher class at most once.
+
+    Raises:
+        TypeError: `model` is not a transformers model.
+        ValueError: `label_map` names a class the teacher does not have, or one twice.
+    """
+
+    def __init__(self, model: nn.Module, label_map: Sequence[int] | None = None) -> None:
+        self.anatomy = Anatomy.of(model)
+        self.model = model.eval().requires_grad_(False)
+        self.label_map: Tensor | None = None
+        if label_map is not None:
+            self._map_labels(list(label_map))
+
+    @classmethod
+    def from_pretrained(
+        cls, name: str, like: PreTrainedModel, dtype: str | torch.dtype = "float32", **loading: Any
+    ) -> FrozenTeacher:
+        """Load a teacher from a folder or the hub, with the Auto class of the student's task.
+
+        Args:
+            name: a folder or a hub name.
+            like: the student, whose head says which Auto class is right.
+            dtype: precision of the teacher's weights; "auto" takes what the checkpoint was saved in.
+            loading: further arguments of `from_pretrained` (revision, token, trust_remote_code).
+
+        Raises:
+            ValueError: no Auto class fits the student, or the checkpoint lacks a part of the head.
+        """
+        model, info = auto_class(like).from_pretrained(name, dtype=dtype, output_loading_info=True, **loading)
+        missing = sorted(info["missing_keys"])
+        if missing:
+            raise ValueError(
+                f"the teacher {name!r} has no trained weights for {', '.join(missing[:4])}, so these would be random "
+                "and the student would learn noise. Fine-tune the teacher on the task first, or pass the folder of "
+                "one that is."
+            )
+        return cls(model)
+
+    def prepare(self, device: torch.device) -> None:
+        """Move the model to `device`."""
+        self.model.to(device)  # type: ignore[arg-type]
+        if self.label_map is not None:
+            self.label_map = self.label_map.to(device)
+
+    def represent(self, inputs: Mapping[str, Any], needs: Needs) -> Representations:
+        """One forward pass under no_grad; see Teacher.represent."""
+        if self.model.training:  # a user's train() on a container of both models must not switch dropout on
+            self.model.eval()
+        known = {name: inputs[name] for name in self.anatomy.input_names if name in inputs and name != "labels"}
+        with torch.no_grad(), Capture(self.model, needs, self.anatomy) as view:
+            output = self.model(**known, **view.arguments)
+        shown = view.representations(output)
+        if shown.logits is not None and self.label_map is not None:
+            shown.logits = shown.logits.index_select(-1, self.label_map)
+        return shown
+
+    def _map_labels(self, label_map: list[int]) -> None:
+        classes = self.anatomy.classes
+        if len(set(label_map)) != len(label_map) or not all(0 <= index < classes for index in label_map):
+            raise ValueError(
+                f"label_map must name each of the teacher's classes 0 to {classes - 1} at most once, got {label_map}. "
+                "Entry k is the teacher class that means student class k."
+            )
+        self.label_map = torch.tensor(label_map)
+        names = {ours: self.anatomy.label_names.get(theirs, str(theirs)) for ours, theirs in enumerate(label_map)}
+        self.anatomy = replace(self.anatomy, classes=len(label_map), label_names=names)
+
+
+def auto_class(model: PreTrainedModel) -> Any:
+    """The Auto class that loads models with the same kind of head as `model`.
+
+    Raises:
+        ValueError: `model` is of a class that no Auto class knows.
+    """
+    from transformers.models.auto import modeling_auto
+
+    name = type(model).__name__
+    for auto in vars(modeling_auto).values():
+        mapping = vars(auto).get("_model_mapping") if isinstance(auto, type) else None
+        if mapping is not None and auto.__name__ != "AutoModelForPreTraining" and type(model) in _classes(mapping, model):
+            return auto
+    raise ValueError(
+        f"no Auto class loads {name}, so the teacher's class is not known. Load the teacher yourself and pass the model."
+    )
+
+
+def _classes(mapping: Any, model: PreTrainedModel) -> tuple[type, ...]:
+    found = mapping.get(type(model.config), None)
+    return found if isinstance(found, tuple) else (found,)

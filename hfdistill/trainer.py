@@ -1,0 +1,339 @@
+"""The Trainer, taught to distil.
+
+`DistillationTrainer(model=student, teacher=teacher, objective="kd", args=args, train_dataset=...)` is a Trainer in
+everything else. The path of a batch: the teacher shows its representations (no gradient), the student's forward runs
+with the objective attached to its root (see `attachment`), the terms are noted, the loss goes back. Evaluation is the
+Trainer's own and needs no teacher.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainingArguments
+
+from hfdistill.anatomy import Anatomy, base_model
+from hfdistill.arguments import DistillationSettings
+from hfdistill.attachment import SUBMODULE, Attachment, Request, given_task_loss
+from hfdistill.capture import capture, check_attention
+from hfdistill.compatibility import (
+    check_arguments,
+    check_dataset,
+    check_distinct,
+    check_label_order,
+    check_optimizer,
+    check_tokenizers,
+    check_vocabulary_sizes,
+)
+from hfdistill.configuration import as_objective
+from hfdistill.objective import Objective, ObjectiveResult
+from hfdistill.perturbation import perturbation, shifted_embeddings
+from hfdistill.representations import Batch, Representations
+from hfdistill.teacher_watch import TeacherWatch
+from hfdistill.teachers import FrozenTeacher, Teacher
+from hfdistill.term_averages import TermAverages
+
+OBJECTIVE_STATE = "distillation_objective.safetensors"
+"""The objective's trainable parts, in a checkpoint beside the student."""
+
+
+class DistillationTrainer(Trainer):
+    """A Trainer whose student learns from a teacher.
+
+    Args:
+        model: the student; it stays `trainer.model`, and a saved student is a plain `from_pretrained` folder.
+        args: TrainingArguments, or DistillationTrainingArguments for the options that distillation adds.
+        teacher: a model (it will be frozen), a folder or hub name, or anything with the Teacher protocol. None is for
+            objectives that need no teacher: the student without distillation.
+        objective: an Objective, a preset's name ("kd", "tinybert"), or a mapping as in a configuration file.
+        teacher_processing_class: the teacher's tokenizer, to verify that both models read the same ids; loaded with a
+            teacher that is given by name.
+        trainer_arguments: everything else that Trainer takes.
+
+    Raises:
+        ValueError: student, teacher and objective do not fit together; the message says what to do.
+        TypeError: `teacher` or `objective` is of a kind that is not understood.
+    """
+
+    loss_is_scaled_for_ga = False  # our losses are means over the batch: the Trainer must divide by accumulation steps
+
+    def __init__(
+        self,
+        model: PreTrainedModel | nn.Module | None = None,
+        args: TrainingArguments | None = None,
+        *,
+        teacher: PreTrainedModel | nn.Module | str | Teacher | None = None,
+        objective: Objective | str | Mapping[str, Any] = "kd",
+        teacher_processing_class: PreTrainedTokenizerBase | None = None,
+        **trainer_arguments: Any,
+    ) -> None:
+        super().__init__(model=model, args=args, **trainer_arguments)
+        self.model_accepts_loss_kwargs = False  # else the loss would be scaled by accumulation and by world size
+        self.settings = DistillationSettings.of(self.args)
+        self.objective = as_objective(objective)
+        check_arguments(self.args)
+        check_dataset(self.train_dataset)
+        self.student_anatomy = Anatomy.of(self.model)
+        self.teacher = self._settle_teacher(teacher, teacher_processing_class)
+        self._bind()
+        self._attachment: Attachment | None = None
+        self._totals: Tensor | None = None  # valid items of each loss in this update, over accumulation and processes
+        self._micro_steps = 1
+        self._train_terms = TermAverages(self._mean_over_processes)
+        self._eval_terms = TermAverages(self._mean_over_processes)
+        self._watch = TeacherWatch()
+
+    # ---- the path of a batch ----
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> Any:
+        """The objective's weighted sum in training, the task loss in evaluation; see Trainer.compute_loss."""
+        student_inputs = self._student_inputs(inputs)
+        if not model.training:
+            return super().compute_loss(model, student_inputs, return_outputs, num_items_in_batch)
+        batch = self._batch(inputs)
+        request = Request(self._teach(inputs, batch), batch, self._scales(batch), self._task_loss_function())
+        with self._attached() as attachment:
+            shift = self._perturbation(model, student_inputs, attachment, request)
+            shifting = nullcontext() if shift is None else shifted_embeddings(self.model, shift)
+            with shifting, attachment.request(request):
+                output, result = model(**student_inputs)
+        self._train_terms.add(result.terms)
+        return (result.loss, output) if return_outputs else result.loss
+
+    def get_batch_samples(
+        self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
+    ) -> tuple[list[Any], Tensor | int | None]:
+        """Count the valid items of each loss over the micro-batches of an update; see Trainer.get_batch_samples."""
+        samples, items = super().get_batch_samples(epoch_iterator, num_batches, device)
+        if samples:
+            totals = self.objective.counts(self._batch(inputs) for inputs in samples).to(device)
+            self._totals = self.accelerator.reduce(totals, reduction="sum")
+            self._micro_steps = len(samples)
+        return samples, items
+
+    def prediction_step(
+        self, model: nn.Module, inputs: dict[str, Any], prediction_loss_only: bool, ignore_keys: list[str] | None = None
+    ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        """The Trainer's own, with `eval_loss/<name>` noted where `eval_objective` asks for it."""
+        inputs = self._prepare_inputs(inputs)
+        if self.settings.eval_objective:
+            self._observe(inputs)
+        step: tuple[Tensor | None, Tensor | None, Tensor | None] = super().prediction_step(
+            model, self._student_inputs(inputs), prediction_loss_only, ignore_keys
+        )
+        return step
+
+    def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
+        """The Trainer's own, with the objective's terms among the metrics where `eval_objective` asks for it."""
+        output = super().evaluation_loop(*args, **kwargs)
+        prefix = kwargs.get("metric_key_prefix", "eval")
+        if output.metrics is not None:
+            output.metrics.update(self._eval_terms.pop(f"{prefix}_loss/"))
+        return output
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Add `loss/<name>` (and `weight/<name>` where it is scheduled) to the training log."""
+        if "loss" in logs:
+            self._watch.check()
+            logs.update(self._train_terms.pop("loss/"))
+            progress = self._progress()
+            start, now = self.objective.weights(0.0), self.objective.weights(progress)
+            logs.update({f"weight/{name}": now[name] for name in now if now[name] != start[name] or progress == 0.0})
+        super().log(logs, start_time)
+
+    # ---- training: the objective is attached for as long as it lasts ----
+
+    def train(
+        self,
+        resume_from_checkpoint: str | bool | None = None,
+        trial: Any = None,
+        ignore_keys_for_eval: list[str] | None = None,
+    ) -> Any:
+        """Train the student; see Trainer.train."""
+        if self.teacher is not None:
+            self.teacher.prepare(self.args.device)
+        with self._attached():
+            check_optimizer(self.optimizer, self.objective)
+            return super().train(resume_from_checkpoint, trial, ignore_keys_for_eval)
+
+    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
+        """The Trainer's optimizer, with the objective's trainable parts in it."""
+        with self._attached():
+            optimizer: torch.optim.Optimizer = super().create_optimizer(model)
+        return optimizer
+
+    def call_model_init(self, trial: Any = None) -> nn.Module:
+        """A fresh student, with the objective moved over to it."""
+        student: nn.Module = super().call_model_init(trial)
+        attachment = vars(self).get("_attachment")  # Trainer.__init__ calls this before ours has set anything
+        if attachment is not None:
+            attachment.__exit__()
+            self._attachment = Attachment(student, self.objective).__enter__()
+        return student
+
+    # ---- saving: the student alone, the objective beside it ----
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Save the student; checkpoints get the objective's trainable parts beside it."""
+        self._watch.check()
+        super().save_model(output_dir, _internal_call)
+        state = self.objective.state_dict()
+        if _internal_call and state and output_dir and Path(output_dir).name.startswith("checkpoint-"):
+            if self.args.should_save:
+                tensors = {key: value.detach().cpu().contiguous() for key, value in state.items()}
+                save_file(tensors, Path(output_dir) / OBJECTIVE_STATE)
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
+        if state_dict is not None:
+            state_dict = {key: value for key, value in state_dict.items() if not key.startswith(f"{SUBMODULE}.")}
+        super()._save(output_dir, state_dict)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        super()._load_from_checkpoint(resume_from_checkpoint, model)
+        if not self.objective.state_dict():
+            return
+        path = Path(resume_from_checkpoint) / OBJECTIVE_STATE
+        if not path.is_file():
+            raise ValueError(
+                f"{resume_from_checkpoint} has no {OBJECTIVE_STATE}, but the objective has trainable parts. Resuming "
+                "with fresh ones would silently change the run. Resume from a checkpoint that this objective wrote, "
+                "or start a new run from that student."
+            )
+        self.objective.load_state_dict(load_file(path))
+
+    # ---- parts of the path ----
+
+    def _batch(self, inputs: Mapping[str, Any]) -> Batch:
+        label = self.label_names[0] if self.label_names else "labels"
+        batch = Batch.of(inputs, label, self._progress())
+        batch.label_smoothing = self.args.label_smoothing_factor
+        return batch
+
+    def _progress(self) -> float:
+        return min(self.state.global_step / max(self.state.max_steps, 1), 1.0)
+
+    def _student_inputs(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
+        if self.teacher is None:
+            return dict(inputs)
+        teacher_only = set(self.teacher.anatomy.input_names) - set(self.student_anatomy.input_names)
+        return {name: value for name, value in inputs.items() if name not in teacher_only}
+
+    def _teach(self, inputs: Mapping[str, Any], batch: Batch) -> Representations:
+        _, needs = self.objective.needs(batch.progress)
+        if self.teacher is None or not needs:
+            return Representations()
+        with self.accelerator.autocast():
+            shown = self.teacher.represent(inputs, needs)
+        self._watch.look(shown, self.state.global_step)
+        return shown
+
+    def _scales(self, batch: Batch) -> Tensor | None:
+        """How much each loss of this micro-batch counts, so that the update is the mean over all valid items."""
+        if self._totals is None:
+            return None
+        counts = self.objective.counts([batch]).to(self._totals)
+        return counts * self._micro_steps * self.accelerator.num_processes / self._totals.clamp(min=1.0)
+
+    def _task_loss_function(self) -> Any:
+        function = self.compute_loss_func
+        if function is None:
+            return None
+        return lambda output, labels: function(output, labels, num_items_in_batch=None)
+
+    def _perturbation(
+        self, model: nn.Module, student_inputs: dict[str, Any], attachment: Attachment, request: Request
+    ) -> Tensor | None:
+        epsilon = self.settings.embedding_perturbation
+        if not epsilon:
+            return None
+        student = self.accelerator.unwrap_model(model)  # autograd.grad must not go through DDP
+        with shifted_embeddings(self.model, None) as seen, attachment.request(request):
+            _, result = student(**student_inputs)
+        return perturbation(result.loss, seen[0], epsilon)
+
+    def _observe(self, inputs: Mapping[str, Any]) -> None:
+        """Evaluate every term on one batch, for `eval_loss/<name>`."""
+        batch = self._batch(inputs)
+        needs, _ = self.objective.needs(batch.progress)
+        self.objective.to(self.args.device)
+        if self.teacher is not None:
+            self.teacher.prepare(self.args.device)
+        with torch.no_grad():
+            output, shown = capture(self.model, self._student_inputs(inputs), needs)
+            shown.loss = given_task_loss(output, batch.labels, self._task_loss_function(), self.student_anatomy)
+            result: ObjectiveResult = self.objective(shown, self._teach(inputs, batch), batch)
+        counts = dict(zip(self.objective.losses.keys(), self.objective.counts([batch]), strict=True))
+        self._eval_terms.add(result.terms, {name: counts[name].to(value) for name, value in result.terms.items()})
+
+    # ---- setting up ----
+
+    def _settle_teacher(
+        self, teacher: nn.Module | str | Path | Teacher | None, tokenizer: PreTrainedTokenizerBase | None
+    ) -> Teacher | None:
+        ours = self.processing_class if isinstance(self.processing_class, PreTrainedTokenizerBase) else None
+        if isinstance(teacher, str | Path):
+            name, student = str(teacher), base_model(self.model)
+            teacher = FrozenTeacher.from_pretrained(name, student, dtype=self.settings.teacher_dtype)
+            tokenizer = AutoTokenizer.from_pretrained(name) if tokenizer is None and ours is not None else tokenizer
+        elif isinstance(teacher, nn.Module):
+            check_distinct(self.model, teacher)
+            teacher = FrozenTeacher(teacher)
+        elif isinstance(teacher, FrozenTeacher):
+            check_distinct(self.model, teacher.model)
+        elif teacher is not None and not isinstance(teacher, Teacher):
+            raise TypeError(
+                f"teacher must be a model, a folder or hub name, or have the Teacher protocol (anatomy, prepare, "
+                f"represent), got {type(teacher).__name__}. The trainer asks it for representations of each batch."
+            )
+        if teacher is None:
+            return None
+        if ours is not None and tokenizer is not None:
+            check_tokenizers(ours, tokenizer)
+        else:
+            check_vocabulary_sizes(self.student_anatomy, teacher.anatomy)
+        return teacher
+
+    def _bind(self) -> None:
+        """Resolve layer maps and build projectors, before any optimizer exists."""
+        teacher = self.student_anatomy if self.teacher is None else self.teacher.anatomy
+        self.objective.bind(self.student_anatomy, teacher)
+        ours, theirs = self.objective.needs()
+        check_attention(self.student_anatomy, ours, self.model)
+        check_attention(teacher, theirs, self.teacher.model if isinstance(self.teacher, FrozenTeacher) else None)
+        if self.teacher is None and theirs:
+            raise ValueError(
+                f"{self.objective!r} learns from a teacher, but teacher is None. Pass teacher=...; only an objective "
+                "of TaskLoss alone trains without one."
+            )
+        if self.teacher is not None and theirs.logits:
+            check_label_order(self.student_anatomy, teacher)
+
+    @contextmanager
+    def _attached(self) -> Iterator[Attachment]:
+        """The objective on the student: for the length of training, or of this context where no training runs."""
+        if self._attachment is not None:
+            yield self._attachment
+            return
+        self.objective.to(self.args.device)
+        self._attachment = Attachment(self.model, self.objective).__enter__()
+        try:
+            yield self._attachment
+        finally:
+            attachment, self._attachment = self._attachment, None  # model_init may have moved it to another student
+            attachment.__exit__()
+
+    def _mean_over_processes(self, values: Tensor) -> Tensor:
+        reduced: Tensor = self.accelerator.reduce(values, reduction="mean")
+        return reduced
