@@ -17,7 +17,10 @@ if TYPE_CHECKING:
     from hfdistill.anatomy import Anatomy as Anatomy
     from hfdistill.arguments import DistillationTrainingArguments as DistillationTrainingArguments
     from hfdistill.capture import Capture as Capture
+    from hfdistill.experiment import Comparison as Comparison
+    from hfdistill.experiment import Experiment as Experiment
     from hfdistill.layer_map import LayerMap as LayerMap
+    from hfdistill.losses import AttentionLoss as AttentionLoss
     from hfdistill.losses import AttentionMapLoss as AttentionMapLoss
     from hfdistill.losses import AttentionRelationLoss as AttentionRelationLoss
     from hfdistill.losses import ContrastiveRepresentationLoss as ContrastiveRepresentationLoss
@@ -31,6 +34,7 @@ if TYPE_CHECKING:
     from hfdistill.presets import preset as preset
     from hfdistill.presets import preset_names as preset_names
     from hfdistill.projector import Projector as Projector
+    from hfdistill.recipe_arguments import parse_recipe as parse_recipe
     from hfdistill.representations import Attention as Attention
     from hfdistill.representations import Batch as Batch
     from hfdistill.representations import Needs as Needs
@@ -41,24 +45,33 @@ if TYPE_CHECKING:
     from hfdistill.schedules import Piecewise as Piecewise
     from hfdistill.schedules import Ramp as Ramp
     from hfdistill.schedules import Schedule as Schedule
+    from hfdistill.students import StudentNote as StudentNote
+    from hfdistill.students import describe_student as describe_student
     from hfdistill.students import student_from as student_from
     from hfdistill.teachers import FrozenTeacher as FrozenTeacher
     from hfdistill.teachers import Teacher as Teacher
+    from hfdistill.text_classification import TextClassification as TextClassification
+    from hfdistill.text_classification import distil_text_classifier as distil_text_classifier
     from hfdistill.trainer import DistillationTrainer as DistillationTrainer
 
 _SUBMODULE_OF = {
     "Anatomy": "anatomy",
     "Attention": "representations",
+    "AttentionLoss": "losses",
     "AttentionMapLoss": "losses",
     "AttentionRelationLoss": "losses",
     "Batch": "representations",
     "Capture": "capture",
+    "Comparison": "experiment",
     "Constant": "schedules",
     "ContrastiveRepresentationLoss": "losses",
     "Cosine": "schedules",
+    "describe_student": "students",
+    "distil_text_classifier": "text_classification",
     "DistillationLoss": "losses",
     "DistillationTrainer": "trainer",
     "DistillationTrainingArguments": "arguments",
+    "Experiment": "experiment",
     "FrozenTeacher": "teachers",
     "HiddenStateLoss": "losses",
     "LayerMap": "layer_map",
@@ -66,18 +79,21 @@ _SUBMODULE_OF = {
     "Linear": "schedules",
     "Needs": "representations",
     "Objective": "objective",
+    "parse_recipe": "recipe_arguments",
     "PatienceLoss": "losses",
     "Piecewise": "schedules",
+    "preset": "presets",
+    "preset_names": "presets",
     "Projector": "projector",
     "Ramp": "schedules",
     "Representations": "representations",
     "Schedule": "schedules",
     "SoftTargetLoss": "losses",
+    "student_from": "students",
+    "StudentNote": "students",
     "TaskLoss": "losses",
     "Teacher": "teachers",
-    "preset": "presets",
-    "preset_names": "presets",
-    "student_from": "students",
+    "TextClassification": "text_classification",
 }
 
 __all__ = ["__version__", *_SUBMODULE_OF]

@@ -9,13 +9,14 @@ from transformers import TrainingArguments
 
 @dataclass
 class DistillationTrainingArguments(TrainingArguments):
-    """The Trainer's arguments and a few of distillation; plain TrainingArguments work too, with these at their defaults.
+    """The Trainer's arguments and a few of distillation; plain TrainingArguments work too, with these at their
+    defaults.
 
     Args:
-        teacher_dtype: precision in which a teacher given by name is loaded: "float32", "bfloat16", "float16", or "auto"
-            for what its checkpoint was saved in.
-        eval_objective: also evaluate every term of the objective, as `eval_loss/<name>`; needs the teacher, and one more
-            pass of the student, for each evaluation batch.
+        teacher_dtype: precision in which a teacher given by name is loaded: "float32", "bfloat16", "float16", or
+            "auto" for what its checkpoint was saved in.
+        eval_objective: also evaluate every term of the objective, as `eval_loss/<name>`; needs the teacher, and one
+            more pass of the student, for each evaluation batch.
         embedding_perturbation: length epsilon of LRC-BERT's gradient perturbation of the embedding output; 0 is off.
             Costs one more forward and backward pass of the student per step.
 
@@ -24,7 +25,8 @@ class DistillationTrainingArguments(TrainingArguments):
     """
 
     teacher_dtype: str = field(
-        default="float32", metadata={"help": "Precision of a teacher given by name: float32, bfloat16, float16 or auto."}
+        default="float32",
+        metadata={"help": "Precision of a teacher given by name: float32, bfloat16, float16 or auto."},
     )
     eval_objective: bool = field(
         default=False, metadata={"help": "Also evaluate every term of the objective, as eval_loss/<name>."}
@@ -35,11 +37,11 @@ class DistillationTrainingArguments(TrainingArguments):
 
     def __post_init__(self) -> None:
         """Check what distillation adds, then everything else."""
-        super().__post_init__()
+        super().__post_init__()  # type: ignore[no-untyped-call]
         if self.embedding_perturbation < 0:
             raise ValueError(
-                f"embedding_perturbation must be 0 (off) or above, got {self.embedding_perturbation}: it is the length "
-                "of a step against the student. LRC-BERT's order of magnitude is 1."
+                f"embedding_perturbation must be 0 (off) or above, got {self.embedding_perturbation}: it is the "
+                "length of a step against the student. LRC-BERT's order of magnitude is 1."
             )
 
 

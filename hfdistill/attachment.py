@@ -1,9 +1,9 @@
 """Hangs the objective on the student while it trains, so that one forward pass reaches everything trainable.
 
-The objective becomes a submodule of the student's root, and a hook on the root computes it inside the (possibly wrapped)
-forward: optimizer, zero_grad, clipping, DDP, FSDP2 and ZeRO then treat projectors as they treat the student's own
-parameters. While no distillation request is open, the student behaves as if nothing hung on it; once detached, nothing
-does.
+The objective becomes a submodule of the student's root, and a hook on the root computes it inside the (possibly
+wrapped) forward: optimizer, zero_grad, clipping, DDP, FSDP2 and ZeRO then treat projectors as they treat the student's
+own parameters. While no distillation request is open, the student behaves as if nothing hung on it; once detached,
+nothing does.
 """
 
 from __future__ import annotations

@@ -31,9 +31,9 @@ def check_distinct(student: nn.Module, teacher: nn.Module) -> None:
     shared = [name for name, parameter in teacher.named_parameters() if id(parameter) in ours]
     if shared:
         raise ValueError(
-            f"the teacher shares {len(shared)} parameters with the student ({shared[0]} is one). The teacher is frozen, "
-            "so the student could not learn. Pass two models: make the student with student_from(teacher, ...), or "
-            "load the teacher a second time."
+            f"the teacher shares {len(shared)} parameters with the student ({shared[0]} is one). The teacher is "
+            "frozen, so the student could not learn. Pass two models: make the student with student_from(teacher, "
+            "...), or load the teacher a second time."
         )
 
 
@@ -51,8 +51,8 @@ def check_label_order(student: Anatomy, teacher: Anatomy) -> None:
     label_map = [theirs.index(name) for name in ours]
     raise ValueError(
         f"student and teacher have the same labels in another order: {dict(enumerate(ours))} (student), "
-        f"{dict(enumerate(theirs))} (teacher). The student would learn every class from the wrong one. Load the student "
-        f"with the teacher's id2label, or pass teacher=FrozenTeacher(teacher, label_map={label_map})."
+        f"{dict(enumerate(theirs))} (teacher). The student would learn every class from the wrong one. Load the "
+        f"student with the teacher's id2label, or pass teacher=FrozenTeacher(teacher, label_map={label_map})."
     )
 
 
@@ -63,23 +63,24 @@ def check_tokenizers(student: PreTrainedTokenizerBase, teacher: PreTrainedTokeni
         ValueError: with a text on which they differ.
     """
     advice = (
-        "Both models read one batch of ids, so the teacher would read another text than the student. Use a teacher with "
-        "the student's tokenizer, or make the student from the teacher (student_from)."
+        "Both models read one batch of ids, so the teacher would read another text than the student. Use a teacher "
+        "with the student's tokenizer, or make the student from the teacher (student_from)."
     )
     for text in _PROBES:
         ours, theirs = student(text)["input_ids"], teacher(text)["input_ids"]
         if ours != theirs:
             raise ValueError(
-                f"the teacher's tokenizer gives other ids: {text!r} is {ours[:8]} for the student and {theirs[:8]} for "
-                f"the teacher. {advice}"
+                f"the teacher's tokenizer gives other ids: {text!r} is {ours[:8]} for the student and {theirs[:8]} "
+                f"for the teacher. {advice}"
             )
     ours_vocabulary, theirs_vocabulary = student.get_vocab(), teacher.get_vocab()
     if ours_vocabulary != theirs_vocabulary:
         changed = ours_vocabulary.items() ^ theirs_vocabulary.items()
         example = min(changed)[0]
         raise ValueError(
-            f"the two vocabularies differ in {len({token for token, _ in changed})} tokens, for example {example!r}: id "
-            f"{ours_vocabulary.get(example)} for the student, {theirs_vocabulary.get(example)} for the teacher. {advice}"
+            f"the two vocabularies differ in {len({token for token, _ in changed})} tokens, for example {example!r}: "
+            f"id {ours_vocabulary.get(example)} for the student, {theirs_vocabulary.get(example)} for the teacher. "
+            f"{advice}"
         )
 
 
@@ -106,13 +107,13 @@ def check_arguments(args: TrainingArguments) -> None:
     """
     if args.n_gpu > 1:
         raise ValueError(
-            f"{args.n_gpu} GPUs in one process would be run by torch.nn.DataParallel, whose copies of the student would "
-            f"not see their share of the teacher's batch. Launch one process per GPU: torchrun --nproc_per_node "
+            f"{args.n_gpu} GPUs in one process would be run by torch.nn.DataParallel, whose copies of the student "
+            f"would not see their share of the teacher's batch. Launch one process per GPU: torchrun --nproc_per_node "
             f"{args.n_gpu} your_script.py, or accelerate launch; or show one GPU only (CUDA_VISIBLE_DEVICES=0)."
         )
     checkpointing = args.activation_checkpointing or args.gradient_checkpointing
     options = args.activation_checkpointing_kwargs or args.gradient_checkpointing_kwargs or {}
-    if checkpointing and options.get("use_reentrant"):
+    if checkpointing and isinstance(options, dict) and options.get("use_reentrant"):
         raise ValueError(
             "reentrant activation checkpointing gives silently wrong gradients for captured attention and hidden "
             "states. Set activation_checkpointing_kwargs={'use_reentrant': False}, the default."

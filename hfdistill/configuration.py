@@ -19,9 +19,10 @@ from typing import Any
 
 import yaml
 
+from hfdistill.keywords import check_keywords, nearest
 from hfdistill.losses import CATALOGUE, DistillationLoss
 from hfdistill.objective import Objective
-from hfdistill.presets import nearest, preset
+from hfdistill.presets import preset
 from hfdistill.schedules import schedule_from_mapping
 
 
@@ -39,8 +40,8 @@ def as_objective(objective: Objective | str | Mapping[str, Any]) -> Objective:
     if isinstance(objective, Mapping):
         return objective_from_mapping(objective)
     raise TypeError(
-        f"objective must be an Objective, a preset's name or a mapping of losses, got {type(objective).__name__}. Write "
-        "objective='kd', or Objective(task=TaskLoss(), kd=SoftTargetLoss())."
+        f"objective must be an Objective, a preset's name or a mapping of losses, got {type(objective).__name__}. "
+        "Write objective='kd', or Objective(task=TaskLoss(), kd=SoftTargetLoss())."
     )
 
 
@@ -73,20 +74,14 @@ def loss_from_mapping(name: str, mapping: object) -> DistillationLoss:
             f"objective term {name!r} must be a mapping with the key 'loss', got {mapping!r}. Write "
             f"{name}: {{loss: SoftTargetLoss, weight: 0.5}}."
         )
-    loss = _loss_class(str(mapping["loss"]))
-    accepted = [parameter for parameter in inspect.signature(loss.__init__).parameters if parameter != "self"]
-    keywords: dict[str, Any] = {}
-    for key, value in mapping.items():
-        if key == "loss":
-            continue
-        if key not in accepted:
-            raise ValueError(
-                f"objective term {name!r}: {loss.__name__} takes no {key!r}. Accepted, nearest first: "
-                f"{', '.join(nearest(str(key), accepted))}."
-            )
-        keywords[str(key)] = schedule_from_mapping(value) if isinstance(value, Mapping) else value
+    keywords = {str(key): value for key, value in mapping.items() if key != "loss"}
     try:
-        return loss(**keywords)
+        loss = _loss_class(str(mapping["loss"]))
+        check_keywords(loss.__name__, loss, keywords)
+        scheduled = {
+            key: schedule_from_mapping(value) for key, value in keywords.items() if isinstance(value, Mapping)
+        }
+        return loss(**keywords | scheduled)
     except (TypeError, ValueError) as error:
         raise type(error)(f"objective term {name!r}: {error}") from error
 
@@ -123,10 +118,16 @@ def _loss_class(name: str) -> type[DistillationLoss]:
     module, separator, attribute = name.partition(":")
     if not separator:
         raise ValueError(
-            f"unknown loss {name!r}. Accepted, nearest first: {', '.join(nearest(name, CATALOGUE))}; or a class of your "
-            "own as 'package.module:Class'."
+            f"unknown loss {name!r}. Accepted, nearest first: {', '.join(nearest(name, CATALOGUE))}; or a class of "
+            "your own as 'package.module:Class'."
         )
-    found = vars(importlib.import_module(module)).get(attribute)
+    try:
+        found = vars(importlib.import_module(module)).get(attribute)
+    except ImportError as error:
+        raise ValueError(
+            f"the loss {name!r} is in a module that cannot be imported: {error}. Install it, or run from the folder "
+            "that holds it (PYTHONPATH)."
+        ) from error
     if not (inspect.isclass(found) and issubclass(found, DistillationLoss)):
         raise ValueError(
             f"{name!r} is not a DistillationLoss. Name a class that subclasses it, as 'package.module:Class'."

@@ -12,8 +12,7 @@ or negatives, and `...`, any leading shape. In formulas s is the student's tenso
 * Returns: a scalar tensor (); divergences in nats, squares in squared units of the inputs, cosines without unit.
   Half precision is computed and returned in float32, under autocast too; float64 stays float64.
 * Raises: ValueError for shapes that do not fit, a float temperature that is not positive, an unknown reduction.
-
-Not here: weights, schedules, layer maps, projections, labels, sums over processes.
+* Not here: weights, schedules, layer maps, projections, labels, sums over processes.
 """
 
 import math
@@ -33,23 +32,22 @@ def _blank(tensor: Tensor, valid: Mask = None) -> Tensor:
     return tensor if tensor.dtype == torch.float64 else tensor.float()
 
 
-def _valid(mask: Mask, rows: Tensor) -> Tensor:
-    if mask is None:
-        return torch.ones_like(rows[..., 0], dtype=torch.bool)
-    if mask.shape != rows.shape[:-1]:
+def _valid(mask: Mask, *inputs: Tensor) -> Tensor:
+    valid = torch.ones_like(inputs[0][..., 0], dtype=torch.bool) if mask is None else mask.bool()
+    if any(valid.shape != rows.shape[:-1] for rows in inputs):
         raise ValueError(
-            f"expected a mask of shape {tuple(rows.shape[:-1])}, got {tuple(mask.shape)}. It says which rows count. "
-            "Pass the attention mask (1 = real token), or labels != -100, cut to the rows compared."
+            f"expected rows {[*valid.shape]} as in the {'first input' if mask is None else 'mask'}, got inputs of "
+            f"{' and '.join(str([*rows.shape]) for rows in inputs)}. Pass one entry of the mask for each row compared."
         )
-    return mask.bool()
+    return valid
 
 
 def _rows(student: Tensor, teacher: Tensor, mask: Mask = None) -> _Rows:
     if student.shape != teacher.shape:
         raise ValueError(
-            f"expected one shape on both sides, got {tuple(student.shape)} (student) and {tuple(teacher.shape)} "
-            "(teacher). Entries are compared one by one. Project the student to the teacher's width, map the classes, "
-            "or compare relations (relation_kl, similarity_preserving), which are free of the width."
+            f"expected one shape on both sides, got {[*student.shape]} (student) and {[*teacher.shape]} "
+            "(teacher): entries are compared one by one. Project the student to the teacher's width, map the classes, "
+            "or compare relations, which are free of the width (relation_kl, similarity_preserving)."
         )
     valid = None if mask is None else _valid(mask, student)
     return _blank(student, valid), _blank(teacher.detach(), valid), valid
@@ -58,8 +56,7 @@ def _rows(student: Tensor, teacher: Tensor, mask: Mask = None) -> _Rows:
 def _mean(values: Tensor, valid: Mask = None) -> Tensor:
     if valid is None:
         return values.sum() / max(values.numel(), 1)
-    valid = valid.expand_as(values)
-    return values.masked_fill(~valid, 0).sum() / valid.sum().clamp(min=1)
+    return values.masked_fill(~valid, 0).sum() / valid.expand_as(values).sum().clamp(min=1)
 
 
 def _squares(student: Tensor, teacher: Tensor) -> Tensor:
@@ -69,7 +66,7 @@ def _squares(student: Tensor, teacher: Tensor) -> Tensor:
 
 def _divergence(first: Tensor, second: Tensor) -> Tensor:
     log_first, log_second = first.log_softmax(-1), second.log_softmax(-1)
-    first = log_first.exp()  # 0 log 0 = 0; not the product is filled but the difference, the gradient of `first`
+    first = log_first.exp()  # 0 log 0 = 0: the difference is filled, not the product, as it is the gradient of first
     return (first * (log_first - log_second).masked_fill(first == 0, 0)).sum(-1)
 
 
@@ -85,20 +82,15 @@ def _product(left: Tensor, right: Tensor) -> Tensor:
 
 def _check_reduction(reduction: str, *accepted: str) -> None:
     if reduction not in accepted:
-        raise ValueError(
-            f"expected a reduction among {accepted}, got {reduction!r}: each makes losses of another size."
-        )
+        raise ValueError(f"expected a reduction among {accepted}, got {reduction!r}: it sets the size of the loss.")
 
 
 def _soften(student: Tensor, teacher: Tensor, temperature: Temperature, mask: Mask, classes: int = 2) -> _Rows:
     if not isinstance(temperature, Tensor) and not 0 < temperature < math.inf:
-        raise ValueError(
-            f"expected a temperature above 0, got {temperature}: it divides the logits. Take 1, or 2 to 10 to soften."
-        )
+        raise ValueError(f"expected a temperature above 0, got {temperature}: it divides the logits. Take 1 to 10.")
     if isinstance(temperature, Tensor) and temperature.ndim and temperature.shape[-1] != 1:
         raise ValueError(
-            f"expected a temperature of one value or of shape (..., 1), got {tuple(temperature.shape)}, which would "
-            "spread over the classes. For one per row pass temperature[..., None]."
+            f"expected a temperature of one value or (..., 1), got {[*temperature.shape]}. Per row: T[..., None]."
         )
     if student.shape[-1] < classes:
         raise ValueError("expected at least 2 classes, got 1: its probability is always 1. Use logit_mse to learn it.")
@@ -187,8 +179,8 @@ def hidden_mse(student: Tensor, teacher: Tensor, mask: Mask = None, reduction: s
     """
     _check_reduction(reduction, "mean", "paper")
     student, teacher, valid = _rows(student, teacher, mask)
-    squares = (student - teacher).square()
-    return _mean(squares.mean(-1) if reduction == "mean" else squares.sum(-1) / 2, valid)
+    squares = (student - teacher).square().mean(-1)
+    return _mean(squares, valid) * (1 if reduction == "mean" else student.shape[-1] / 2)
 
 
 def hidden_cosine(student: Tensor, teacher: Tensor, mask: Mask = None) -> Tensor:
@@ -215,7 +207,7 @@ def patience(student: Tensor, teacher: Tensor, normalize: bool = True, reduction
 def _pairs(student: Tensor, teacher: Tensor, mask: Mask = None, allowed: Mask = None) -> Mask:
     if student.ndim != 4 or student.shape != teacher.shape:
         raise ValueError(
-            f"expected (B, H, N, N) on both sides, got {tuple(student.shape)} (student) and {tuple(teacher.shape)} "
+            f"expected (B, H, N, N) on both sides, got {[*student.shape]} (student) and {[*teacher.shape]} "
             "(teacher). Heads are compared one by one. For other head counts use relation_kl, which is free of them."
         )
     if mask is None and allowed is None:
@@ -225,9 +217,7 @@ def _pairs(student: Tensor, teacher: Tensor, mask: Mask = None, allowed: Mask = 
     try:
         return pairs if allowed is None else pairs & allowed.bool().expand_as(pairs)
     except RuntimeError as error:
-        raise ValueError(
-            f"expected `allowed` as (N, N) or (B, 1, N, N), got {tuple(allowed.shape)}: {error}"
-        ) from error
+        raise ValueError(f"expected `allowed` to spread to (B, 1, N, N), as (N, N) does: {error}") from error
 
 
 def attention_score_mse(student: Tensor, teacher: Tensor, mask: Mask = None, allowed: Mask = None) -> Tensor:
@@ -254,9 +244,8 @@ def attention_score_mse_tinybert(student: Tensor, teacher: Tensor) -> Tensor:
 def attention_probability_kl(student: Tensor, teacher: Tensor, mask: Mask = None) -> Tensor:
     """Attention maps after the softmax, as distributions over the keys.
 
-    mean over heads and valid queries of Σ_keys t (log t - log s), 0 log 0 = 0. Wang et al. 2020 (MiniLM), arXiv
-    2002.10957. student, teacher: probabilities (B, H, N, N); mask: (B, N). A student's 0, an underflow, counts as the
-    smallest normal number.
+    mean over heads and valid queries of Σ_keys t (log t - log s), 0 log 0 = 0, an s of 0 (underflow) at least the
+    smallest normal number. Wang et al. 2020 (MiniLM), arXiv 2002.10957. Both: (B, H, N, N); mask: (B, N).
     """
     pairs = _pairs(student, teacher, mask)
     student, teacher = _blank(student, pairs), _blank(teacher.detach(), pairs)
@@ -273,14 +262,13 @@ def attention_probability_mse(student: Tensor, teacher: Tensor, mask: Mask = Non
 def _relation_scores(left: Tensor, right: Tensor, heads: int, valid: Tensor) -> Tensor:
     if left.ndim != 3 or left.shape != right.shape or heads < 1 or left.shape[-1] % heads:
         raise ValueError(
-            f"expected two (B, N, D) of one shape, got {tuple(left.shape)} and {tuple(right.shape)}, D divisible by "
+            f"expected two (B, N, D) of one shape, got {[*left.shape]} and {[*right.shape]}, D divisible by "
             f"heads={heads}: each relation head takes D / heads of the width. Choose heads that divide both models' D."
         )
     shape = (*left.shape[:2], heads, left.shape[-1] // heads)
     left, right = (_blank(side, valid).reshape(shape).transpose(1, 2) for side in (left, right))  # (B, H, N, D / H)
     scores = _product(left, right.transpose(-1, -2)) / math.sqrt(shape[-1])  # (B, H, N, N)
-    # Not -inf: a sample without a valid token keeps finite rows, which the mean leaves out.
-    return scores.masked_fill(~valid[:, None, None], torch.finfo(scores.dtype).min)
+    return scores.masked_fill(~valid[:, None, None], torch.finfo(scores.dtype).min)  # -inf: NaN if all are masked
 
 
 def relation_kl(
@@ -297,7 +285,7 @@ def relation_kl(
     token of 1/(heads · n_b) Σ_heads Σ_queries KL(R_t || R_s), n_b their valid tokens. Wang et al. 2021 (MiniLMv2),
     arXiv 2012.15828. student_*: (B, N, D_s); teacher_*: (B, N, D_t); heads: divides both widths; mask: (B, N).
     """
-    valid = _valid(mask, student_left)
+    valid = _valid(mask, student_left, student_right, teacher_left, teacher_right)
     sides = ((student_left, student_right), (teacher_left.detach(), teacher_right.detach()))
     student, teacher, _ = _rows(*[_relation_scores(left, right, heads, valid) for left, right in sides])
     rows = _divergence(teacher, student).mean(1) * valid  # (B, N)
@@ -316,8 +304,7 @@ def cos_nce(
     student, teacher, valid = _rows(student, teacher, mask)
     if negatives.ndim != 3 or (negatives.shape[0], negatives.shape[2]) != student.shape:
         raise ValueError(
-            f"expected negatives (B, M, D) for (B, D) = {tuple(student.shape)}, got {tuple(negatives.shape)}. Each "
-            "sample has its own. To share: negatives.expand(B, -1, -1), each sample's own vector off in negative_mask."
+            f"expected negatives (B, M, D) for rows {[*student.shape]}, got {[*negatives.shape]}. Expand shared ones."
         )
     real, student = _valid(negative_mask, negatives), _unit(student)
     near = 1 - (student * _unit(teacher)).sum(-1)  # (B,)
@@ -345,12 +332,12 @@ def flow_of_solution(
     mean over samples with a valid token, D_1 and D_2 of (G_s - G_t)², G = (1/n_b) Σ_i x_i y_iᵀ over the n_b valid
     tokens. Yim et al. 2017 (FSP), CVPR. *_first: (B, N, D_1); *_second: (B, N, D_2); mask: (B, N).
     """
-    valid = _valid(mask, student_first)
-    count = valid.sum(1).clamp(min=1)[:, None, None]
+    valid = _valid(mask, student_first, student_second, teacher_first, teacher_second)
     sides = ((student_first, student_second), (teacher_first.detach(), teacher_second.detach()))
-    flows = [_product(_blank(x, valid).transpose(1, 2), _blank(y, valid)) / count for x, y in sides]  # (B, D_1, D_2)
+    flows = [_product(_blank(x, valid).transpose(1, 2), _blank(y, valid)) for x, y in sides]  # (B, D_1, D_2)
     student, teacher, _ = _rows(*flows)
-    return _mean((student - teacher).square(), valid.any(1)[:, None, None])
+    difference = (student - teacher) / valid.sum(1).clamp(min=1)[:, None, None]
+    return _mean(difference.square(), valid.any(1)[:, None, None])
 
 
 def triplet(teacher: Tensor, student_positive: Tensor, student_negative: Tensor, margin: float = 5.0) -> Tensor:
@@ -359,6 +346,5 @@ def triplet(teacher: Tensor, student_positive: Tensor, student_negative: Tensor,
     mean of max(0, |t(x) - s(x)| - |t(x) - s(x')| + margin), x' of another class than x. Oki et al. 2020, arXiv
     2004.08116. All: logits (..., K); margin: > 0, in units of the logits. 1e-6 in the norm keeps the gradient finite.
     """
-    positive, teacher, _ = _rows(student_positive, teacher)
-    negative, _, _ = _rows(student_negative, teacher)
-    return _mean(F.triplet_margin_loss(teacher, positive, negative, margin=margin, reduction="none"))
+    (positive, anchor, _), (negative, _, _) = _rows(student_positive, teacher), _rows(student_negative, teacher)
+    return _mean(F.triplet_margin_loss(anchor, positive, negative, margin=margin, reduction="none"))

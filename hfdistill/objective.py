@@ -7,7 +7,7 @@ weight is 0 at this point of training is neither computed nor captured for.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import torch
@@ -64,7 +64,7 @@ class Objective(nn.Module):
         """The loss of this name."""
         return self._named()[name]
 
-    def __iter__(self) -> Iterable[str]:  # type: ignore[override]
+    def __iter__(self) -> Iterable[str]:
         """The names, in the order they were given."""
         return iter(self.losses.keys())
 
@@ -112,7 +112,8 @@ class Objective(nn.Module):
             student: what the student's forward pass showed.
             teacher: what the teacher's showed; no gradient flows into it.
             batch: what both were given.
-            scales: (number of losses,), what each value is multiplied with before it is weighted and reported; None: 1.
+            scales: (number of losses,), what each value is multiplied with before it is weighted and reported; None:
+            1.
         """
         terms: dict[str, Tensor] = {}
         total: Tensor | None = None

@@ -1,8 +1,8 @@
 """Gradient perturbation of the embedding output: LRC-BERT's way to a robust student (Fu et al. 2021).
 
 One step makes two forward passes: the first finds the direction g in which the embedding output e hurts the loss most,
-the second is made from e + epsilon * g / |g| (per row) and trained on. This module finds g and puts it in; who trains is
-the trainer's matter.
+the second is made from e + epsilon * g / |g| (per row) and trained on. This module finds g and puts it in; who trains
+is the trainer's matter.
 """
 
 from __future__ import annotations
@@ -31,7 +31,9 @@ def shifted_embeddings(student: nn.Module, shift: Tensor | None) -> Iterator[lis
     seen: list[Tensor] = []
     done = False
 
-    def hook(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    def hook(
+        layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
         nonlocal done
         if done:  # a shared layer (ALBERT) is called again, with what it made itself
             return args, kwargs
@@ -53,8 +55,8 @@ def shifted_embeddings(student: nn.Module, shift: Tensor | None) -> Iterator[lis
 def perturbation(loss: Tensor, embeddings: Tensor, epsilon: float) -> Tensor:
     """The step of length `epsilon` per row along the gradient of `loss`: epsilon * g / |g|.
 
-    Fu et al. 2021, LRC-BERT, https://arxiv.org/abs/2012.07335, section 3.4; the normalisation per row and epsilon = 1 are
-    our choice, the paper's are not verified.
+    Fu et al. 2021, LRC-BERT, https://arxiv.org/abs/2012.07335, section 3.4; the normalisation per row and epsilon = 1
+    are our choice, the paper's are not verified.
 
     Args:
         loss: scalar, computed from `embeddings`.
@@ -62,8 +64,10 @@ def perturbation(loss: Tensor, embeddings: Tensor, epsilon: float) -> Tensor:
         epsilon: length of the step, in units of the embedding output.
 
     Returns:
-        (B, N, D), detached; 0 for rows without gradient.
+        (B, N, D), detached, float32 or wider; 0 for rows without gradient.
     """
     (gradient,) = torch.autograd.grad(loss, embeddings)
-    norm = gradient.flatten(1).norm(dim=1).clamp(min=1e-12)  # (B,)
-    return (epsilon * gradient / norm[:, None, None]).detach()
+    wide = gradient if gradient.dtype == torch.float64 else gradient.float()  # 1e-12 would be 0 in float16
+    norm = wide.flatten(1).norm(dim=1).clamp(min=1e-12)  # (B,)
+    step: Tensor = epsilon * wide / norm[:, None, None]
+    return step.detach()

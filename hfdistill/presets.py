@@ -1,16 +1,15 @@
 """Published methods by name: each preset is a function that builds a fresh Objective with the paper's defaults.
 
-What is from the paper and what is not stands in each docstring; "code" is the authors' published code where it differs.
-A preset fits one training run. Where a paper trains in phases, a schedule switches the losses at a share of the run; use
-two runs (and a fresh optimizer) to have the paper's phases exactly.
+What is from the paper and what is not stands in each docstring; "code" is the authors' published code where it
+differs. A preset fits one training run. Where a paper trains in phases, a schedule switches the losses at a share of
+the run; use two runs (and a fresh optimizer) to have the paper's phases exactly.
 """
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable
-from difflib import get_close_matches
 
+from hfdistill.keywords import check_keywords, nearest
 from hfdistill.layer_map import LayerMap
 from hfdistill.losses import (
     AttentionMapLoss,
@@ -29,13 +28,17 @@ from hfdistill.schedules import Piecewise
 def kd(temperature: float = 4.0, alpha: float = 0.9) -> Objective:
     """Soft targets: (1 - alpha) task + alpha T^2 KL.
 
-    Hinton et al. 2015, Distilling the Knowledge in a Neural Network, https://arxiv.org/abs/1503.02531. The paper leaves
-    T (1 to 20) and the weights to the task; 4 and 0.9 are the values most image codes share.
+    Hinton et al. 2015, Distilling the Knowledge in a Neural Network, https://arxiv.org/abs/1503.02531. The paper
+    leaves T (1 to 20) and the weights to the task; 4 and 0.9 are the values most image codes share.
 
     Args:
         temperature: T > 0.
         alpha: share of the soft targets, 0 to 1.
+
+    Raises:
+        ValueError: `alpha` is no share.
     """
+    _check_share(alpha)
     return Objective(task=TaskLoss(weight=1.0 - alpha), kd=SoftTargetLoss(temperature, weight=alpha))
 
 
@@ -61,16 +64,20 @@ def distilbert(temperature: float = 2.0, soft: float = 5.0, hard: float = 2.0, c
 def pkd(temperature: float = 10.0, alpha: float = 0.5, beta: float = 100.0, layers: str = "skip") -> Objective:
     """Patient KD: (1 - alpha) task + alpha T^2 KL + beta patience, on the [CLS] of the intermediate layers.
 
-    Sun et al. 2019, Patient Knowledge Distillation, https://arxiv.org/abs/1908.09355, equation 8; T, alpha and beta are
-    the authors' best on SST-2 out of their grid (T 5, 10, 20; alpha 0.2, 0.5, 0.7; beta 10 to 1000). As in their code
-    the KL is averaged over the classes too and the patience over all elements, which is what these weights mean.
+    Sun et al. 2019, Patient Knowledge Distillation, https://arxiv.org/abs/1908.09355, equation 8; T, alpha and beta
+    are the authors' best on SST-2 out of their grid (T 5, 10, 20; alpha 0.2, 0.5, 0.7; beta 10 to 1000). As in their
+    code the KL is averaged over the classes too and the patience over all elements, which is what these weights mean.
 
     Args:
         temperature: T > 0.
         alpha: share of the soft targets, 0 to 1.
         beta: weight of the patience loss.
         layers: "skip" or "last", the paper's two maps.
+
+    Raises:
+        ValueError: `alpha` is no share.
     """
+    _check_share(alpha)
     layer_map = LayerMap.last(final=False) if layers == "last" else LayerMap.parse(layers)
     return Objective(
         task=TaskLoss(weight=1.0 - alpha),
@@ -93,11 +100,11 @@ def pkd_last(temperature: float = 10.0, alpha: float = 0.5, beta: float = 100.0)
 def tinybert(switch: float = 0.75, temperature: float = 1.0) -> Objective:
     """TinyBERT's task distillation: hidden states, embeddings and attention scores first, then the prediction.
 
-    Jiao et al. 2020, TinyBERT, https://arxiv.org/abs/1909.10351, equations 7 to 10: uniform layer map, one projection for
-    all layers, soft cross-entropy at T = 1 in the second phase and no labels. Its phases are two runs of 10 to 50 and of
-    3 epochs with learning rates of their own, on augmented data; here one run switches. Attention is compared over
-    real tokens only (the code's mean over the padded square is AttentionMapLoss(reduction="tinybert")), and the soft
-    loss is averaged over rows, not over classes as in the code, which only scales the second phase.
+    Jiao et al. 2020, TinyBERT, https://arxiv.org/abs/1909.10351, equations 7 to 10: uniform layer map, one projection
+    for all layers, soft cross-entropy at T = 1 in the second phase and no labels. Its phases are two runs of 10 to 50
+    and of 3 epochs with learning rates of their own, on augmented data; here one run switches. Attention is compared
+    over real tokens only (the code's mean over the padded square is AttentionMapLoss(reduction="tinybert")), and the
+    soft loss is averaged over rows, not over classes as in the code, which only scales the second phase.
 
     Args:
         switch: share of the run after which the prediction is learnt instead, in (0, 1).
@@ -137,9 +144,10 @@ def lrc_bert(
 def minilm(version: int = 2, relation_heads: int | None = None, switch: float = 0.5) -> Objective:
     """MiniLM: the last layer's self-attention relations first, then the task.
 
-    Wang et al. 2020, MiniLM, https://arxiv.org/abs/2002.10957 (version 1: attention distributions and value relations);
-    Wang et al. 2021, MiniLMv2, https://arxiv.org/abs/2012.15828 (version 2: query, key and value relations). The papers
-    distil on unlabelled text and fine-tune on labels afterwards; here one run switches from the one to the other.
+    Wang et al. 2020, MiniLM, https://arxiv.org/abs/2002.10957 (version 1: attention distributions and value
+    relations); Wang et al. 2021, MiniLMv2, https://arxiv.org/abs/2012.15828 (version 2: query, key and value
+    relations). The papers distil on unlabelled text and fine-tune on labels afterwards; here one run switches from the
+    one to the other.
 
     Args:
         version: 1 or 2.
@@ -180,20 +188,16 @@ def preset(name: str, **options: object) -> Objective:
 
     Raises:
         ValueError: an unknown name or keyword; the message lists the accepted ones, nearest first.
+        TypeError: a value of another type than the preset takes.
     """
     if name not in PRESETS:
         raise ValueError(f"unknown preset {name!r}. Accepted, nearest first: {', '.join(nearest(name, PRESETS))}.")
-    accepted = list(inspect.signature(PRESETS[name]).parameters)
-    for option in options:
-        if option not in accepted:
-            raise ValueError(
-                f"preset {name!r} takes no {option!r}. Accepted, nearest first: {', '.join(nearest(option, accepted))}."
-            )
+    check_keywords(f"preset {name!r}", PRESETS[name], options)
     return PRESETS[name](**options)
 
 
-def nearest(name: str, accepted: object) -> list[str]:
-    """The accepted names, those most like `name` first."""
-    names = [str(item) for item in accepted]  # type: ignore[attr-defined]
-    close = get_close_matches(name, names, n=len(names), cutoff=0.5)
-    return close + [item for item in names if item not in close]
+def _check_share(alpha: float) -> None:
+    if not 0.0 <= alpha <= 1.0:
+        raise ValueError(
+            f"alpha must be a share between 0 and 1, got {alpha}: the labels get 1 - alpha, which must not be below 0."
+        )

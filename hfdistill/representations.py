@@ -86,7 +86,7 @@ class Attention:
 
     @cached_property
     def scores(self) -> Tensor:
-        """Raw scores before mask and softmax, (B, H, N, N)."""
+        """Raw scores before mask and softmax, (B, H, N, N), float32 or wider, under autocast too."""
         if self.query is None or self.key is None:
             raise ValueError(
                 "raw attention scores were asked for, but this model shows only attention probabilities (it does not "
@@ -94,7 +94,9 @@ class Attention:
             )
         groups = self.query.shape[1] // self.key.shape[1]
         key = self.key.repeat_interleave(groups, dim=1) if groups > 1 else self.key
-        scores = torch.matmul(self.query, key.transpose(-1, -2)) * self.scaling
+        query, key = (side if side.dtype == torch.float64 else side.float() for side in (self.query, key))
+        with torch.autocast(query.device.type, enabled=False):  # it would round the scores to half precision
+            scores = torch.matmul(query, key.transpose(-1, -2)) * self.scaling
         return scores if self.bias is None else scores + self.bias
 
     @cached_property
@@ -102,7 +104,7 @@ class Attention:
         """Attention distribution over the keys, without dropout, (B, H, N, N), float32 or wider."""
         if self.given_probabilities is not None:
             return self.given_probabilities
-        scores = self.scores if self.scores.dtype == torch.float64 else self.scores.float()
+        scores = self.scores
         if self.allowed is not None:
             # the lowest number, not -inf: a row without any allowed key stays finite, as in transformers
             scores = scores.masked_fill(~self.allowed, torch.finfo(scores.dtype).min)
@@ -183,9 +185,14 @@ class Batch:
             return None
         return self.labels != IGNORE_INDEX
 
+    def real_rows(self) -> Tensor | None:
+        """(B,) bool, rows that hold a real token; None: all of them."""
+        return None if self.mask is None else self.mask.bool().any(dim=1)
+
     def row_count(self) -> Tensor:
-        """Number of rows, a float scalar on the batch's device."""
-        return self._scalar(self.size)
+        """Number of rows that hold a real token, a float scalar on the batch's device."""
+        real = self.real_rows()
+        return self._scalar(self.size) if real is None else real.sum().float()
 
     def token_count(self) -> Tensor:
         """Number of real tokens; without a mask the number of rows, which is proportional to it."""
@@ -198,7 +205,7 @@ class Batch:
     def label_count(self) -> Tensor:
         """Number of labels that are not ignored: rows or tokens; the number of rows where there are no labels."""
         if self.labels is None or self.labels.is_floating_point():
-            return self.row_count()
+            return self._scalar(self.size)
         return (self.labels != IGNORE_INDEX).sum().float()
 
     def _scalar(self, value: float) -> Tensor:

@@ -34,8 +34,8 @@ class StudentNote:
         layers: the teacher layer, counted from 0, that each student layer comes from.
         copied: names of the student's tensors that hold the teacher's values.
         fresh: names of the student's tensors that are newly initialised.
-        left_out: names of the teacher's tensors, in the layers chosen and outside layers, that the student has no
-            tensor for (ModernBERT's first layer, for one, has no norm before its attention).
+        left_out: names of the teacher's tensors that have no place in the student (ModernBERT's first layer, for one,
+            has no norm before its attention); those of layers that were not chosen are not listed.
     """
 
     layers: tuple[int, ...]
@@ -43,20 +43,9 @@ class StudentNote:
     fresh: tuple[str, ...]
     left_out: tuple[str, ...]
 
-    @property
-    def summary(self) -> str:
-        """One line: how much was copied, and the first names of what was not."""
-        told = f"{len(self.copied)} of {len(self.copied) + len(self.fresh)} tensors copied, layers {list(self.layers)}"
-        for kind, names in (("fresh", self.fresh), ("left out", self.left_out)):
-            if names:
-                more = f" and {len(names) - 3} more (print describe_student(student))" if len(names) > 3 else ""
-                told += f"; {kind}: {', '.join(names[:3])}{more}"
-        return told
-
     def __str__(self) -> str:
-        lines = [f"teacher layers, from 0: {', '.join(map(str, self.layers))}"]
-        for kind, names in (("copied", self.copied), ("fresh", self.fresh), ("left out", self.left_out)):
-            lines += [f"{kind}: {name}" for name in names]
+        lines = [f"{len(self.copied)} tensors copied and {len(self.fresh)} fresh, teacher layers {list(self.layers)}"]
+        lines += [f"fresh: {name}" for name in self.fresh] + [f"left out: {name}" for name in self.left_out]
         return "\n".join(lines)
 
 
@@ -81,6 +70,7 @@ def student_from(
     not at all: a bias without its weight means nothing. So a student of the teacher's width is the teacher with fewer
     layers, head and label names included, and a narrower one is almost entirely fresh. One line of log says what was
     copied; `describe_student` has every name.
+
     The student is in evaluation mode, as from `from_pretrained`; device, attention implementation and dtype are the
     teacher's, so that a copy is exact (after a half-precision teacher, `student.float()` before float32 training).
 
@@ -96,8 +86,7 @@ def student_from(
         intermediate_size: width inside the MLP; by default scaled with `hidden_size`.
         num_attention_heads: number of heads, a divisor of the width; by default the teacher's. A module that splits
             the width into other heads is fresh even where shapes agree: each head would get parts of several.
-        seed: makes the fresh parts reproducible and leaves torch's global generator as it was; by default they are
-            drawn from that generator.
+        seed: of the fresh parts; torch's global generator is then left as it was. By default it draws them.
         config: further fields of the configuration to replace, by their own names. Layers that would behave unlike
             the ones they come from are then copied all the same.
 
@@ -128,7 +117,9 @@ def student_from(
             "layers whose kind fits their new place, or say in `config` how the student's layers should be."
         )
     _NOTES[student] = note = StudentNote(chosen, *_copy(student, teacher, twins, tuple(differences) if sizes else ()))
-    logger.log(logging.WARNING if note.fresh or note.left_out else logging.INFO, "student_from: %s", note.summary)
+    told = str(note).splitlines() + ([] if sizes else list(differences.values()))
+    more = f"; and {len(told) - 4} more, print(describe_student(student)) names all" if len(told) > 4 else ""
+    logger.log(logging.WARNING if len(told) > 1 else logging.INFO, "student_from: %s%s", "; ".join(told[:4]), more)
     student.eval()  # type: ignore[no-untyped-call]
     return student
 
@@ -137,15 +128,14 @@ def describe_student(student: nn.Module) -> StudentNote:
     """What `student_from` copied into this student from its teacher, and what it did not.
 
     Raises:
-        ValueError: `student` was not made by `student_from` in this process (nothing of the note is saved).
+        ValueError: `student` was not made by `student_from` in this process.
     """
-    note = _NOTES.get(student)
-    if note is None:
+    if student not in _NOTES:
         raise ValueError(
-            f"describe_student expected a model that student_from made, got another {type(student).__name__}. Where "
-            "its weights come from is known only while it is made; call this on what student_from returned."
+            f"describe_student needs the very model that student_from returned, got another {type(student).__name__}: "
+            "where its weights come from is not saved with it."
         )
-    return note
+    return _NOTES[student]
 
 
 def _checked(teacher: Any) -> Anatomy:
@@ -163,7 +153,6 @@ def _checked(teacher: Any) -> Anatomy:
         "its layers come in stages of different widths (`depths`)": "depths" in held,
         "which group of shared layers a layer belongs to depends on the depth": held.get("num_hidden_groups", 1) > 1,
         "its configuration has no number of layers": "depth" not in size_fields(teacher.config),
-        "single layers have settings of their own (`per_layer_config`)": bool(held.get("per_layer_config")),
         "its weights are quantised; load it unquantised": held.get("quantization_config") is not None,
         "weights are on the meta device; load all of it": any(weight.is_meta for weight in teacher.parameters()),
     }
@@ -184,12 +173,12 @@ def _chosen_layers(layers: str | LayerMap | Sequence[int], num_layers: int | Non
             "starts from a teacher layer of its own."
         )
     if layers == "distilbert":
-        if depth != 12 or num_layers not in (None, 6):
-            raise ValueError(
-                f'layers="distilbert" is the list {list(_DISTILBERT_LAYERS)}, defined only for 12 -> 6 layers, got '
-                f'{depth} -> {num_layers or 6}. Use layers="uniform", or list the layers.'
-            )
-        return _DISTILBERT_LAYERS
+        if (depth, num_layers or 6) == (12, 6):
+            return _DISTILBERT_LAYERS
+        raise ValueError(
+            f'layers="distilbert" is the list {list(_DISTILBERT_LAYERS)}, defined only for 12 -> 6 layers, got '
+            f'{depth} -> {num_layers or 6}. Use layers="uniform", or list the layers.'
+        )
     if isinstance(layers, str | LayerMap):
         return _mapped_layers(LayerMap.parse(layers), num_layers or depth, depth)
     if not isinstance(layers, Sequence) or not all(isinstance(layer, int) for layer in layers):
@@ -225,9 +214,7 @@ def _student_config(
     fields, values = size_fields(teacher.config), teacher.config.to_dict()
     replaced = {teacher.config.attribute_map.get(name, name): value for name, value in overrides.items()}
     if taken := {fields[size] for size in ("depth", *sizes) if size in fields} & replaced.keys():
-        raise ValueError(
-            f"`config` sets {sorted(taken)}, which an argument of student_from sets; give each size once."
-        )
+        raise ValueError(f"`config` sets {sorted(taken)}, which arguments of student_from set; give each size once.")
     if unknown := sorted(replaced.keys() - values.keys()):
         raise ValueError(
             f"`config` sets {unknown}, which a {type(teacher.config).__name__} does not have; it has {sorted(values)}."
@@ -262,7 +249,7 @@ def _resized(
         if size not in fields or not isinstance(values[fields[size]], int | None) or value < 1:
             raise ValueError(
                 f"student_from cannot set the {size} to {value}: it must be at least 1, and one number in the "
-                f"configuration of the family, which has {values.get(fields.get(size, ''))}."
+                f"family's configuration, which has {values.get(fields.get(size, ''))}."
             )
     new = {fields[size]: value for size, value in sizes.items()}
     old_width, old_heads = (values.get(fields.get(size, ""), 0) for size in ("width", "heads"))
@@ -283,9 +270,7 @@ def _resized(
     head_width = values.get("head_dim")
     if head_width is not None and head_width * old_heads != old_width:
         return new  # attention has a width of its own (Qwen3, Gemma), whatever the number of heads
-    split = (
-        values["intra_bottleneck_size"] if values.get("use_bottleneck") else width
-    )  # MobileBERT's attention is narrow
+    split = values["intra_bottleneck_size"] if values.get("use_bottleneck") else width  # the former in MobileBERT
     _refuse_uneven_heads(split, heads, "rope_parameters" in values)
     return new if head_width is None else {**new, "head_dim": width // heads}
 
@@ -322,16 +307,14 @@ def _differences(student: PreTrainedModel, teacher: PreTrainedModel, twins: Mapp
     """The student's modules inside layers that would not do what the module they come from does -> the difference."""
     found: dict[str, str] = {}
     theirs = dict(teacher.named_modules())
-    for name, module in student.named_modules():
-        twin = theirs.get(twins[name])
-        in_a_layer = any(part.isdigit() for part in name.split("."))
-        if not in_a_layer or twin is None or isinstance(module, nn.Identity) or isinstance(twin, nn.Identity):
+    inside = [name for name in twins if any(part.isdigit() for part in name.split("."))]
+    for name, module, twin in ((name, student.get_submodule(name), theirs.get(twins[name])) for name in inside):
+        if twin is None or nn.Identity in (type(module), type(twin)):
             continue  # ModernBERT has an Identity where later layers have a norm: the note tells of it
         now, before = plain_settings(module), plain_settings(twin)
         if type(module) is not type(twin):
             found[name] = f"{twins[name]} is a {type(twin).__name__}, {name} would be a {type(module).__name__}"
-        elif changed := [key for key in before if now.get(key) != before[key]]:
-            key = changed[0]
+        elif key := next((key for key in before if now.get(key) != before[key]), ""):
             found[name] = f"{key} is {before[key]!r} in {twins[name]} and would be {now.get(key)!r} in {name}"
     return found
 
@@ -359,7 +342,9 @@ def _copy(
             tensor.data = source[origin[name]].detach().clone()
         elif tensor.is_floating_point():
             tensor.data = tensor.data.to(teacher.dtype)
-    kept = set(twins.values())  # layers that were not chosen are no news
-    left_out = (name for name in source.keys() - set(origin.values()) if module_of[name] in kept)
-    copied = tuple(name for name in tensors if module_of[name] not in misfits)
-    return copied, tuple(name for name in tensors if module_of[name] in misfits), tuple(sorted(left_out))
+    left_out, chosen = sorted(source.keys() - set(origin.values())), set(twins.values())
+    return (
+        tuple(name for name in tensors if module_of[name] not in misfits),
+        tuple(name for name in tensors if module_of[name] in misfits),
+        tuple(name for name in left_out if module_of[name] in chosen),
+    )

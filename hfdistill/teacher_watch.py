@@ -1,7 +1,7 @@
 """Sees to it that a teacher's broken numbers stop the run instead of the student.
 
-On a CPU each batch is looked at as it comes. On an accelerator looking would make every step wait for the device, so the
-finding is kept there and read when the trainer logs or saves, before anything broken is written down.
+On a CPU each batch is looked at as it comes. On an accelerator looking would make every step wait for the device, so
+the finding is kept there and read when the trainer logs or saves, before anything broken is written down.
 """
 
 from __future__ import annotations
@@ -45,15 +45,16 @@ class TeacherWatch:
         Raises:
             ValueError: with the step, the key and, where known, the rows.
         """
-        for key, first in self._first_bad_step.items():
+        for key, first in list(self._first_bad_step.items()):
             step = int(first)
             if step < 0:
                 continue
+            self._first_bad_step.clear()  # told once: who goes on after it starts to look anew
             rows = _bad_rows(dict(_tensors(shown))[key]) if shown is not None else "see that batch"
             raise ValueError(
                 f"the teacher's {key} held NaN or inf in the batch of step {step} (rows: {rows}). The student would "
-                "become NaN with it. Look at those inputs; a teacher in float16 often overflows: load it in float32 or "
-                "bfloat16 (teacher_dtype)."
+                "become NaN with it. Look at those inputs; a teacher in float16 often overflows: load it in float32 "
+                "or bfloat16 (teacher_dtype)."
             )
 
 
@@ -62,6 +63,11 @@ def _tensors(shown: Representations) -> Iterator[tuple[str, Tensor]]:
         yield "logits", shown.logits
     for layer, state in shown.hidden_states.items():
         yield f"hidden_states[{layer}]", state
+    for layer, attention in shown.attentions.items():
+        for name in ("query", "key", "value", "given_probabilities"):
+            tensor = vars(attention)[name]
+            if tensor is not None:
+                yield f"attentions[{layer}].{name}", tensor
 
 
 def _bad_rows(tensor: Tensor) -> str:

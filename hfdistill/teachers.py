@@ -1,14 +1,14 @@
 """Who teaches: anything that can show representations of a batch.
 
-`Teacher` is the protocol, `FrozenTeacher` a transformers model that never changes. A teacher is held beside the student,
-never inside it, so that `student.train()`, the optimizer and `save_pretrained` do not reach it.
+`Teacher` is the protocol, `FrozenTeacher` a transformers model that never changes. A teacher is held beside the
+student, never inside it, so that `student.train()`, the optimizer and `save_pretrained` do not reach it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -16,9 +16,6 @@ from torch import Tensor, nn
 from hfdistill.anatomy import Anatomy
 from hfdistill.capture import Capture
 from hfdistill.representations import Needs, Representations
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
 
 
 @runtime_checkable
@@ -67,7 +64,7 @@ class FrozenTeacher:
 
     @classmethod
     def from_pretrained(
-        cls, name: str, like: PreTrainedModel, dtype: str | torch.dtype = "float32", **loading: Any
+        cls, name: str, like: nn.Module, dtype: str | torch.dtype = "float32", **loading: Any
     ) -> FrozenTeacher:
         """Load a teacher from a folder or the hub, with the Auto class of the student's task.
 
@@ -92,7 +89,7 @@ class FrozenTeacher:
 
     def prepare(self, device: torch.device) -> None:
         """Move the model to `device`."""
-        self.model.to(device)  # type: ignore[arg-type]
+        self.model.to(device)
         if self.label_map is not None:
             self.label_map = self.label_map.to(device)
 
@@ -120,7 +117,7 @@ class FrozenTeacher:
         self.anatomy = replace(self.anatomy, classes=len(label_map), label_names=names)
 
 
-def auto_class(model: PreTrainedModel) -> Any:
+def auto_class(model: nn.Module) -> Any:
     """The Auto class that loads models with the same kind of head as `model`.
 
     Raises:
@@ -131,13 +128,18 @@ def auto_class(model: PreTrainedModel) -> Any:
     name = type(model).__name__
     for auto in vars(modeling_auto).values():
         mapping = vars(auto).get("_model_mapping") if isinstance(auto, type) else None
-        if mapping is not None and auto.__name__ != "AutoModelForPreTraining" and type(model) in _classes(mapping, model):
+        if (
+            mapping is not None
+            and auto.__name__ != "AutoModelForPreTraining"
+            and type(model) in _classes(mapping, model)
+        ):
             return auto
     raise ValueError(
-        f"no Auto class loads {name}, so the teacher's class is not known. Load the teacher yourself and pass the model."
+        f"no Auto class loads {name}, so the teacher's class is not known. Load the teacher yourself and pass the "
+        "model."
     )
 
 
-def _classes(mapping: Any, model: PreTrainedModel) -> tuple[type, ...]:
+def _classes(mapping: Any, model: Any) -> tuple[type, ...]:
     found = mapping.get(type(model.config), None)
     return found if isinstance(found, tuple) else (found,)

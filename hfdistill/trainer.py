@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainingArguments
 
@@ -33,14 +32,13 @@ from hfdistill.compatibility import (
 )
 from hfdistill.configuration import as_objective
 from hfdistill.objective import Objective, ObjectiveResult
+from hfdistill.objective_state import load_objective, save_objective
 from hfdistill.perturbation import perturbation, shifted_embeddings
 from hfdistill.representations import Batch, Representations
+from hfdistill.schedules import Constant
 from hfdistill.teacher_watch import TeacherWatch
 from hfdistill.teachers import FrozenTeacher, Teacher
 from hfdistill.term_averages import TermAverages
-
-OBJECTIVE_STATE = "distillation_objective.safetensors"
-"""The objective's trainable parts, in a checkpoint beside the student."""
 
 
 class DistillationTrainer(Trainer):
@@ -61,6 +59,7 @@ class DistillationTrainer(Trainer):
         TypeError: `teacher` or `objective` is of a kind that is not understood.
     """
 
+    teacher: Teacher | None = None
     loss_is_scaled_for_ga = False  # our losses are means over the batch: the Trainer must divide by accumulation steps
 
     def __init__(
@@ -76,18 +75,26 @@ class DistillationTrainer(Trainer):
         super().__init__(model=model, args=args, **trainer_arguments)
         self.model_accepts_loss_kwargs = False  # else the loss would be scaled by accumulation and by world size
         self.settings = DistillationSettings.of(self.args)
-        self.objective = as_objective(objective)
+        self.objective: Objective = as_objective(objective)
         check_arguments(self.args)
         check_dataset(self.train_dataset)
-        self.student_anatomy = Anatomy.of(self.model)
+        self.student_anatomy = Anatomy.of(self.student)
         self.teacher = self._settle_teacher(teacher, teacher_processing_class)
         self._bind()
         self._attachment: Attachment | None = None
         self._totals: Tensor | None = None  # valid items of each loss in this update, over accumulation and processes
         self._micro_steps = 1
+        self._last_progress = 0.0  # of the last loss; when it is logged, the step that it led to is already counted
         self._train_terms = TermAverages(self._mean_over_processes)
         self._eval_terms = TermAverages(self._mean_over_processes)
         self._watch = TeacherWatch()
+
+    @property
+    def student(self) -> nn.Module:
+        """The student, as it was given."""
+        if self.model is None:
+            raise ValueError("DistillationTrainer has no student yet. Pass model=..., or model_init=...")
+        return self.model
 
     # ---- the path of a batch ----
 
@@ -106,10 +113,11 @@ class DistillationTrainer(Trainer):
         request = Request(self._teach(inputs, batch), batch, self._scales(batch), self._task_loss_function())
         with self._attached() as attachment:
             shift = self._perturbation(model, student_inputs, attachment, request)
-            shifting = nullcontext() if shift is None else shifted_embeddings(self.model, shift)
+            shifting = nullcontext() if shift is None else shifted_embeddings(self.student, shift)
             with shifting, attachment.request(request):
                 output, result = model(**student_inputs)
         self._train_terms.add(result.terms)
+        self._last_progress = batch.progress
         return (result.loss, output) if return_outputs else result.loss
 
     def get_batch_samples(
@@ -124,7 +132,11 @@ class DistillationTrainer(Trainer):
         return samples, items
 
     def prediction_step(
-        self, model: nn.Module, inputs: dict[str, Any], prediction_loss_only: bool, ignore_keys: list[str] | None = None
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        prediction_loss_only: bool,
+        ignore_keys: list[str] | None = None,
     ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
         """The Trainer's own, with `eval_loss/<name>` noted where `eval_objective` asks for it."""
         inputs = self._prepare_inputs(inputs)
@@ -148,9 +160,9 @@ class DistillationTrainer(Trainer):
         if "loss" in logs:
             self._watch.check()
             logs.update(self._train_terms.pop("loss/"))
-            progress = self._progress()
-            start, now = self.objective.weights(0.0), self.objective.weights(progress)
-            logs.update({f"weight/{name}": now[name] for name in now if now[name] != start[name] or progress == 0.0})
+            weights = self.objective.weights(self._last_progress)
+            fixed = {name for name in weights if isinstance(self.objective[name].weight, Constant)}
+            logs.update({f"weight/{name}": weights[name] for name in weights if name not in fixed})
         super().log(logs, start_time)
 
     # ---- training: the objective is attached for as long as it lasts ----
@@ -189,11 +201,9 @@ class DistillationTrainer(Trainer):
         """Save the student; checkpoints get the objective's trainable parts beside it."""
         self._watch.check()
         super().save_model(output_dir, _internal_call)
-        state = self.objective.state_dict()
-        if _internal_call and state and output_dir and Path(output_dir).name.startswith("checkpoint-"):
-            if self.args.should_save:
-                tensors = {key: value.detach().cpu().contiguous() for key, value in state.items()}
-                save_file(tensors, Path(output_dir) / OBJECTIVE_STATE)
+        checkpoint = Path(output_dir) if _internal_call and output_dir and self.args.should_save else None
+        if checkpoint is not None and checkpoint.name.startswith("checkpoint-"):
+            save_objective(self.objective, checkpoint)
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
         if state_dict is not None:
@@ -202,18 +212,15 @@ class DistillationTrainer(Trainer):
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         super()._load_from_checkpoint(resume_from_checkpoint, model)
-        if not self.objective.state_dict():
-            return
-        path = Path(resume_from_checkpoint) / OBJECTIVE_STATE
-        if not path.is_file():
-            raise ValueError(
-                f"{resume_from_checkpoint} has no {OBJECTIVE_STATE}, but the objective has trainable parts. Resuming "
-                "with fresh ones would silently change the run. Resume from a checkpoint that this objective wrote, "
-                "or start a new run from that student."
-            )
-        self.objective.load_state_dict(load_file(path))
+        load_objective(self.objective, resume_from_checkpoint)
 
     # ---- parts of the path ----
+
+    def _set_signature_columns_if_needed(self) -> None:
+        super()._set_signature_columns_if_needed()
+        columns: Any = self._signature_columns  # without the teacher's, what only it reads would be dropped as unused
+        teacher = () if self.teacher is None else self.teacher.anatomy.input_names
+        columns.extend(name for name in teacher if name not in columns)
 
     def _batch(self, inputs: Mapping[str, Any]) -> Batch:
         label = self.label_names[0] if self.label_names else "labels"
@@ -244,7 +251,8 @@ class DistillationTrainer(Trainer):
         if self._totals is None:
             return None
         counts = self.objective.counts([batch]).to(self._totals)
-        return counts * self._micro_steps * self.accelerator.num_processes / self._totals.clamp(min=1.0)
+        scales: Tensor = counts * self._micro_steps * self.accelerator.num_processes / self._totals.clamp(min=1.0)
+        return scales
 
     def _task_loss_function(self) -> Any:
         function = self.compute_loss_func
@@ -259,7 +267,7 @@ class DistillationTrainer(Trainer):
         if not epsilon:
             return None
         student = self.accelerator.unwrap_model(model)  # autograd.grad must not go through DDP
-        with shifted_embeddings(self.model, None) as seen, attachment.request(request):
+        with shifted_embeddings(self.student, None) as seen, attachment.request(request):
             _, result = student(**student_inputs)
         return perturbation(result.loss, seen[0], epsilon)
 
@@ -271,7 +279,7 @@ class DistillationTrainer(Trainer):
         if self.teacher is not None:
             self.teacher.prepare(self.args.device)
         with torch.no_grad():
-            output, shown = capture(self.model, self._student_inputs(inputs), needs)
+            output, shown = capture(self.student, self._student_inputs(inputs), needs)
             shown.loss = given_task_loss(output, batch.labels, self._task_loss_function(), self.student_anatomy)
             result: ObjectiveResult = self.objective(shown, self._teach(inputs, batch), batch)
         counts = dict(zip(self.objective.losses.keys(), self.objective.counts([batch]), strict=True))
@@ -284,14 +292,14 @@ class DistillationTrainer(Trainer):
     ) -> Teacher | None:
         ours = self.processing_class if isinstance(self.processing_class, PreTrainedTokenizerBase) else None
         if isinstance(teacher, str | Path):
-            name, student = str(teacher), base_model(self.model)
+            name, student = str(teacher), base_model(self.student)
             teacher = FrozenTeacher.from_pretrained(name, student, dtype=self.settings.teacher_dtype)
             tokenizer = AutoTokenizer.from_pretrained(name) if tokenizer is None and ours is not None else tokenizer
         elif isinstance(teacher, nn.Module):
-            check_distinct(self.model, teacher)
+            check_distinct(self.student, teacher)
             teacher = FrozenTeacher(teacher)
         elif isinstance(teacher, FrozenTeacher):
-            check_distinct(self.model, teacher.model)
+            check_distinct(self.student, teacher.model)
         elif teacher is not None and not isinstance(teacher, Teacher):
             raise TypeError(
                 f"teacher must be a model, a folder or hub name, or have the Teacher protocol (anatomy, prepare, "
@@ -310,7 +318,7 @@ class DistillationTrainer(Trainer):
         teacher = self.student_anatomy if self.teacher is None else self.teacher.anatomy
         self.objective.bind(self.student_anatomy, teacher)
         ours, theirs = self.objective.needs()
-        check_attention(self.student_anatomy, ours, self.model)
+        check_attention(self.student_anatomy, ours, self.student)
         check_attention(teacher, theirs, self.teacher.model if isinstance(self.teacher, FrozenTeacher) else None)
         if self.teacher is None and theirs:
             raise ValueError(
@@ -327,7 +335,7 @@ class DistillationTrainer(Trainer):
             yield self._attachment
             return
         self.objective.to(self.args.device)
-        self._attachment = Attachment(self.model, self.objective).__enter__()
+        self._attachment = Attachment(self.student, self.objective).__enter__()
         try:
             yield self._attachment
         finally:

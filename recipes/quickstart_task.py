@@ -13,15 +13,6 @@ import random
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from itertools import chain
-
-from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
-from tokenizers import Tokenizer
-from tokenizers.models import WordLevel
-from tokenizers.normalizers import Lowercase
-from tokenizers.pre_tokenizers import Whitespace
-from tokenizers.processors import TemplateProcessing
-from transformers import PreTrainedTokenizerFast
 
 LABEL_NAMES = ("negative", "positive")
 SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
@@ -114,20 +105,95 @@ class Rule:
         return Phrase(text, self.meaning(*opinions))
 
 
-GOOD = """good great superb excellent brilliant charming delightful wonderful clever fresh gripping impressive inspired
-lovely marvellous memorable moving outstanding polished remarkable rewarding satisfying splendid strong stunning stylish
-subtle terrific thrilling touching vivid warm witty beautiful admirable engaging absorbing convincing dazzling elegant
-enjoyable exciting fascinating flawless funny graceful imaginative magnificent""".split()
-BAD = """bad awful terrible poor dull boring weak dreadful horrible clumsy stale tedious disappointing forgettable
-annoying bland lifeless messy shallow silly sloppy tiresome ugly unconvincing uneven uninspired wooden predictable
-pointless painful lazy hollow feeble dismal dreary crude confusing cheap careless appalling absurd laughable mediocre
-muddled pathetic ridiculous grating lame""".split()
-LIKED = """liked loved enjoyed admired adored praised treasured relished applauded appreciated welcomed
-celebrated""".split()
-HATED = """hated disliked loathed despised detested resented mocked criticised deplored scorned slated
-condemned""".split()
-DELIGHT = "impress delight thrill touch enchant astonish reward captivate".split()
-OFFEND = "disappoint annoy irritate offend depress exhaust frustrate disgust".split()
+GOOD = [
+    "good",
+    "great",
+    "superb",
+    "excellent",
+    "brilliant",
+    "charming",
+    "delightful",
+    "wonderful",
+    "clever",
+    "fresh",
+    "gripping",
+    "impressive",
+    "lovely",
+    "memorable",
+    "moving",
+    "outstanding",
+    "polished",
+    "rewarding",
+    "satisfying",
+    "splendid",
+    "strong",
+    "stunning",
+    "stylish",
+    "subtle",
+    "terrific",
+    "thrilling",
+    "touching",
+    "vivid",
+    "warm",
+    "witty",
+    "beautiful",
+    "elegant",
+    "exciting",
+    "fascinating",
+    "graceful",
+    "magnificent",
+]
+BAD = [
+    "bad",
+    "awful",
+    "terrible",
+    "poor",
+    "dull",
+    "boring",
+    "weak",
+    "dreadful",
+    "horrible",
+    "clumsy",
+    "stale",
+    "tedious",
+    "disappointing",
+    "forgettable",
+    "annoying",
+    "bland",
+    "lifeless",
+    "messy",
+    "shallow",
+    "silly",
+    "sloppy",
+    "tiresome",
+    "ugly",
+    "uneven",
+    "wooden",
+    "predictable",
+    "pointless",
+    "painful",
+    "lazy",
+    "hollow",
+    "dreary",
+    "crude",
+    "confusing",
+    "appalling",
+    "pathetic",
+    "ridiculous",
+]
+LIKED = ["liked", "loved", "enjoyed", "admired", "adored", "praised", "treasured", "relished", "applauded", "welcomed"]
+HATED = [
+    "hated",
+    "disliked",
+    "loathed",
+    "despised",
+    "detested",
+    "resented",
+    "mocked",
+    "criticised",
+    "deplored",
+    "slated",
+]
 
 PRAISE, BLAME, SILENT = 1, -1, 0
 LEXICON: dict[str, tuple[Phrase, ...]] = {
@@ -137,18 +203,60 @@ LEXICON: dict[str, tuple[Phrase, ...]] = {
         ("bad", BLAME, BAD),
         ("liked", PRAISE, LIKED),
         ("hated", BLAME, HATED),
-        ("delight", PRAISE, DELIGHT),
-        ("offend", BLAME, OFFEND),
         (
             "aspect",
             SILENT,
-            """plot acting ending music dialogue script pacing humour casting editing direction story opening hero
-            villain scenery lighting costume soundtrack romance suspense finale title narration photography
-            choreography""".split(),
+            [
+                "plot",
+                "acting",
+                "ending",
+                "music",
+                "dialogue",
+                "script",
+                "pacing",
+                "humour",
+                "casting",
+                "editing",
+                "direction",
+                "story",
+                "opening",
+                "hero",
+                "villain",
+                "scenery",
+                "lighting",
+                "costume",
+                "soundtrack",
+                "romance",
+                "suspense",
+                "finale",
+                "title",
+                "narration",
+                "photography",
+                "choreography",
+            ],
         ),
-        ("degree", SILENT, "very really truly particularly remarkably quite especially extremely".split()),
-        ("person", SILENT, "friend sister brother neighbour colleague cousin teacher father mother uncle".split()),
-        ("time", SILENT, "today yesterday twice recently online alone abroad".split()),
+        (
+            "degree",
+            SILENT,
+            ["very", "really", "truly", "particularly", "remarkably", "quite", "especially", "extremely"],
+        ),
+        (
+            "person",
+            SILENT,
+            [
+                "friend",
+                "sister",
+                "brother",
+                "neighbour",
+                "colleague",
+                "cousin",
+                "teacher",
+                "father",
+                "mother",
+                "uncle",
+            ],
+        ),
+        ("time", SILENT, ["today", "yesterday", "twice", "recently", "online", "alone", "abroad"]),
     )
 }
 PLAIN_SYMBOLS = frozenset({"aspect", "degree", "person", "time", "opening", "aside"})
@@ -228,7 +336,9 @@ def reviews(count: int, seed: int) -> list[Review]:
         ValueError: `count` is negative.
     """
     if count < 0:
-        raise ValueError(f"reviews needs a count of 0 or more, got {count}. Ask for as many rows as you want to train on.")
+        raise ValueError(
+            f"reviews needs a count of 0 or more, got {count}. Ask for as many rows as you want to train on."
+        )
     rng = random.Random(seed)  # noqa: S311 - reviews, not secrets
     written: dict[str, int] = {}
     while len(written) < count:

@@ -41,10 +41,20 @@ FIRST = Needs(projections=frozenset({1}))
 
 
 def toy(family: str, backend: str, **config: Any) -> tuple[PreTrainedModel, Inputs]:
-    """Return a model of three layers and its inputs, text with ragged padding; float64, to see errors and not noise."""
+    """Return a model of three layers and its inputs, text with ragged padding."""
     factory, make_inputs = FAMILIES[family]
-    inputs = {name: value.double() if value.is_floating_point() else value for name, value in make_inputs().items()}
-    return factory(layers=3, attn_implementation=backend, **config).double(), inputs
+    return factory(layers=3, attn_implementation=backend, **config), make_inputs()
+
+
+def exact(family: str, backend: str) -> tuple[PreTrainedModel, Inputs]:
+    """Return the same in float64 and training mode.
+
+    No padded query sees padding alone: transformers' eager code makes NaN of such rows in float64, on any model.
+    """
+    model, inputs = toy(family, backend)
+    if "pixel_values" in inputs:
+        return model.double().train(), {"pixel_values": inputs["pixel_values"].double()}
+    return model.double().train(), text_inputs(shorter=1)
 
 
 def own_maps(model: PreTrainedModel, inputs: Inputs, layers: frozenset[int] = WANTED) -> dict[int, Tensor]:
@@ -126,24 +136,26 @@ def test_capture_changes_no_bit_of_the_pass(family: str, backend: str) -> None:
         assert torch.equal(state, plain.hidden_states[layer])
 
 
-@pytest.mark.parametrize("checkpointing", [False, True], ids=["stored", "recomputed"])
-@pytest.mark.parametrize(("family", "backend"), ACCESS)
+@pytest.mark.parametrize(
+    ("family", "backend", "checkpointing"),
+    # transformers does not offer activation checkpointing for ALBERT
+    [(*pair, checkpointing) for pair in ACCESS for checkpointing in (False, True)[: 1 + (pair[0] != "albert")]],
+)
 def test_gradients_equal_those_through_eager_attentions(family: str, backend: str, checkpointing: bool) -> None:
     """Recorded queries and keys must be part of the graph, also where a layer is recomputed in the backward pass."""
-    model, inputs = toy(family, backend)
-    model.train()
+    model, inputs = exact(family, backend)
     if checkpointing:
         model.activation_checkpointing_enable()
         assert model.is_activation_checkpointing
     _, shown = capture(model, inputs, MAPS)
     found = gradients(model, {layer: shown.attentions[layer].probabilities for layer in WANTED}, inputs)
-    eager, _ = toy(family, "eager")
-    expected = gradients(eager.train(), own_maps(eager, inputs), inputs)
-    assert max(float(gradient.abs().max()) for gradient in expected.values()) > 1e-2
+    eager, _ = exact(family, "eager")
+    expected = gradients(eager, own_maps(eager, inputs), inputs)
+    largest = max(float(gradient.abs().max()) for gradient in expected.values())
+    assert largest > 0.1
     assert found.keys() == expected.keys()
-    for name, gradient in expected.items():
-        scale = max(1.0, float(gradient.abs().max()))
-        torch.testing.assert_close(found[name] / scale, gradient / scale, atol=1e-6, rtol=0)
+    for name, gradient in expected.items():  # some families compute softmax or rotation in float32 even here
+        torch.testing.assert_close(found[name], gradient, atol=1e-6 * largest, rtol=0)
 
 
 def test_dropout_is_not_in_captured_maps() -> None:

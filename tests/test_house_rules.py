@@ -14,6 +14,10 @@ NAMES_THAT_SAY_NOTHING = {"utils", "util", "core", "common", "helpers", "helper"
 MAY_ASK_FOR_ATTRIBUTES = {
     ("hfdistill/__init__.py", "*"): "PEP 562: a public name is looked up in its submodule",
     ("hfdistill/anatomy.py", "*"): "this is where the project finds out how a transformers model is built",
+    (
+        "hfdistill/capture.py",
+        "getattr(module, 'is_causal', True)",
+    ): "what transformers' own backends ask, word for word",
 }
 # Traces of the machine on which something was written, and hosts that an installer should be told, not a source
 # file. Joined from pieces so that this file does not match itself.

@@ -24,10 +24,10 @@ PAD = 1
 Inputs = dict[str, Tensor]
 
 
-def text_inputs(rows: int = 3, tokens: int = 9, vocabulary: int = 64, seed: int = 0) -> Inputs:
-    """Random token ids padded on the right: the first row is full, each next one is two tokens shorter."""
+def text_inputs(rows: int = 3, tokens: int = 9, vocabulary: int = 64, shorter: int = 2, seed: int = 0) -> Inputs:
+    """Random token ids padded on the right: the first row is full, each next one is `shorter` tokens shorter."""
     generator = torch.Generator().manual_seed(seed)
-    lengths = torch.tensor([max(1, tokens - 2 * row) for row in range(rows)])
+    lengths = torch.tensor([max(1, tokens - shorter * row) for row in range(rows)])
     mask = torch.arange(tokens) < lengths[:, None]  # (B, N)
     ids = torch.randint(5, vocabulary, (rows, tokens), generator=generator)
     return {"input_ids": ids.masked_fill(~mask, PAD), "attention_mask": mask.long()}
@@ -225,9 +225,12 @@ def _build(family: str, classes: int, config: dict[str, Any]) -> PreTrainedModel
     head = config.pop("head", "ForSequenceClassification")
     seed = config.pop("seed", 0)
     # the usual 0.02 makes all attention uniform at these widths, and wrong maps would pass for right ones
-    settings = {"initializer_range": 0.3, "num_labels": classes} | config
+    settings = {"initializer_range": 0.2, "num_labels": classes} | config
     configuration = getattr(transformers, f"{family}Config")(**settings)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model: PreTrainedModel = getattr(transformers, family + head)(configuration)
+        for parameter in model.parameters():
+            if not parameter.any():  # biases and class tokens start at zero, where errors of theirs do not show
+                torch.nn.init.normal_(parameter, std=0.1)
     return model.eval()

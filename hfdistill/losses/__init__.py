@@ -1,8 +1,8 @@
 """The catalogue of losses: one class per method, one file per paper or family.
 
 The folders are the kinds of knowledge of the surveys: response (what a model answers), feature (what it computes on
-the way), relation (how tokens, heads and samples relate). `CATALOGUE` maps each name that a configuration may use to its
-class; Python names are the registry.
+the way), relation (how tokens, heads and samples relate). `CATALOGUE` maps each name that a configuration may use to
+its class; Python names are the registry.
 """
 
 from __future__ import annotations

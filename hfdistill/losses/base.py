@@ -37,7 +37,7 @@ class DistillationLoss(nn.Module, ABC):
         super().__init__()
         self.weight = as_schedule(weight)
 
-    def bind(self, student: Anatomy, teacher: Anatomy) -> None:  # noqa: B027 - a loss without sizes needs nothing
+    def bind(self, student: Anatomy, teacher: Anatomy) -> None:
         """Learn both models' sizes: resolve layer maps, build projectors, refuse what cannot be compared.
 
         Called before the optimizer exists, and again when the objective meets another pair of models. Binding to the

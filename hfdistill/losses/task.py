@@ -36,8 +36,8 @@ class TaskLoss(DistillationLoss):
         super().__init__(weight)
         if label_smoothing is not None and not 0.0 <= label_smoothing < 1.0:
             raise ValueError(
-                f"label_smoothing must be in [0, 1), got {label_smoothing}: it is the share of the target that goes to "
-                "all classes. Use 0.1, or 0 to switch it off."
+                f"label_smoothing must be in [0, 1), got {label_smoothing}: it is the share of the target that goes "
+                "to all classes. Use 0.1, or 0 to switch it off."
             )
         self.label_smoothing = label_smoothing
         self.shifted = False

@@ -15,8 +15,8 @@ class AttentionMapLoss(AttentionLoss):
     """Match the teacher's attention maps at mapped layers.
 
     target="scores": L = sum over pairs of layers of the mean over heads and valid (query, key) pairs of (A_s - A_t)^2,
-    where A = Q K^T / sqrt(d) before mask and softmax. target="probabilities" compares softmax(A) instead: "mse" over the
-    same pairs, or "kl", the mean over heads and valid queries of KL(teacher || student). Padding never counts.
+    where A = Q K^T / sqrt(d) before mask and softmax. target="probabilities" compares softmax(A) instead: "mse" over
+    the same pairs, or "kl", the mean over heads and valid queries of KL(teacher || student). Padding never counts.
 
     Jiao et al. 2020, TinyBERT, https://arxiv.org/abs/1909.10351, equation 7 (scores); Sun et al. 2020, MobileBERT,
     https://arxiv.org/abs/2004.02984, equation 2 (KL of probabilities). reduction="tinybert" is the authors' code: it

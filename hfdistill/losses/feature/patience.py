@@ -49,17 +49,19 @@ class PatienceLoss(LayerwiseLoss):
 
     def forward(self, student: Representations, teacher: Representations, batch: Batch) -> Tensor:
         """The patience loss over all mapped layers at once."""
-        ours, theirs = [], []
+        vectors, targets = [], []
         for position, (student_layer, teacher_layer) in enumerate(self.pairs):
             vector = pooled_vector(student.hidden_states[student_layer], batch.mask, self.pooling)
-            ours.append(self.project(position, vector))
-            theirs.append(pooled_vector(teacher.hidden_states[teacher_layer], batch.mask, self.pooling))
-        return functional.patience(
-            torch.stack(ours, dim=1),  # (B, M, D)
-            torch.stack(theirs, dim=1),  # (B, M, D)
-            self.normalize,
-            self.reduction,
-        )
+            vectors.append(self.project(position, vector))
+            targets.append(pooled_vector(teacher.hidden_states[teacher_layer], batch.mask, self.pooling))
+        ours, theirs = torch.stack(vectors, dim=1), torch.stack(targets, dim=1)  # (B, M, D)
+        real = batch.real_rows()
+        if real is None:
+            return functional.patience(ours, theirs, self.normalize, self.reduction)
+        # a row without a real token has no vector: 0 on both sides, and not in the denominator
+        ours, theirs = (side.masked_fill(~real[:, None, None], 0.0) for side in (ours, theirs))
+        value = functional.patience(ours, theirs, self.normalize, self.reduction)
+        return value * batch.size / batch.row_count().to(value).clamp(min=1.0)
 
     def compare(self, student: Tensor, teacher: Tensor, mask: Tensor | None) -> Tensor:
         """One pair of layers alone."""

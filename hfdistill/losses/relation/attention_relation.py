@@ -71,6 +71,8 @@ class AttentionRelationLoss(AttentionLoss):
     def bind(self, student: Anatomy, teacher: Anatomy) -> None:
         """Settle the number of relation heads."""
         super().bind(student, teacher)
+        if "none" in (student.attention, teacher.attention):
+            return  # that there is nothing to compare is told when the layers are asked for (capture)
         if self.relation_heads is None and student.heads != teacher.heads:
             raise ValueError(
                 f"AttentionRelationLoss takes the models' own heads, got {student.heads} (student) and "

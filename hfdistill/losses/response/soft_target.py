@@ -36,6 +36,7 @@ class SoftTargetLoss(DistillationLoss):
 
     Raises:
         ValueError: T <= 0, an unknown divergence or reduction, different numbers of classes or shapes.
+        TypeError: `temperature` is neither a number nor a Schedule.
     """
 
     def __init__(
@@ -47,12 +48,12 @@ class SoftTargetLoss(DistillationLoss):
         weight: float | Schedule = 1.0,
     ) -> None:
         super().__init__(weight)
+        self.temperature = as_schedule(temperature)
         if not isinstance(temperature, Schedule) and not temperature > 0:
             raise ValueError(
                 f"temperature must be above 0, got {temperature}: logits are divided by it. Use 1 for the plain "
                 "distribution, 2 to 20 for softer ones."
             )
-        self.temperature = as_schedule(temperature)
         self.divergence = choose("divergence", divergence, _DIVERGENCES)
         self.reduction = choose("reduction", reduction, ("mean", "elementmean"))
         self.scale_by_temperature = scale_by_temperature
@@ -84,8 +85,8 @@ class SoftTargetLoss(DistillationLoss):
         if ours.shape != theirs.shape:
             raise ValueError(
                 f"SoftTargetLoss needs logits of one shape, got {tuple(ours.shape)} (student) and "
-                f"{tuple(theirs.shape)} (teacher). Rows and classes are compared one to one; give both models the same "
-                "batch and heads of the same kind."
+                f"{tuple(theirs.shape)} (teacher). Rows and classes are compared one to one; give both models the "
+                "same batch and heads of the same kind."
             )
         mask = self._mask(ours, batch)
         temperature = self.temperature(batch.progress)

@@ -1,7 +1,5 @@
 """The nine GLUE tasks: their columns, labels, splits and metrics, and their rows from a folder or from the hub.
 
-Use: `from glue_tasks import load_task, metrics`; or `python recipes/glue_tasks.py` to list the tasks.
-
 The metrics need no network: they have the names and the values of `evaluate.load("glue", task)`. Shares and
 correlations are in [-1, 1], never percent. The official test splits carry no labels and are not loaded.
 """
@@ -18,7 +16,10 @@ import numpy as np
 import numpy.typing as npt
 from datasets import ClassLabel, Dataset, DatasetDict, load_dataset
 from huggingface_hub import is_offline_mode
-from scipy.stats import rankdata
+from pyarrow.parquet import read_metadata  # type: ignore[import-untyped]
+from scipy.stats import pearsonr
+from scipy.stats import spearmanr as rank_correlation
+from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
 
 Array: TypeAlias = npt.NDArray[Any]
 HUB_DATASET = "nyu-mll/glue"
@@ -26,42 +27,40 @@ LABEL_COLUMN = "label"
 logger = logging.getLogger(__name__)
 
 
-# What the metrics are. From counts and ranks rather than by scikit-learn, whose milliseconds a bootstrap pays 10,000
-# times; tests/test_glue_tasks.py holds each one to scikit-learn's or scipy's value.
+# What the metrics are: scikit-learn's and scipy's, with 0 where a constant side leaves them undefined.
 
 
 def accuracy(predictions: Array, references: Array) -> float:
     """Share of equal labels."""
-    return float(np.mean(predictions == references))
+    return float(accuracy_score(references, predictions))
 
 
 def f1(predictions: Array, references: Array) -> float:
-    """F1 of class 1: 2 TP / (2 TP + FP + FN); 0 when class 1 is neither predicted nor there."""
-    selected = np.sum(predictions == 1) + np.sum(references == 1)
-    return float(2 * np.sum((predictions == 1) & (references == 1)) / max(selected, 1))
+    """F1 of class 1; 0 when class 1 is neither predicted nor there."""
+    return float(f1_score(references, predictions, zero_division=0))
 
 
 def pearson(predictions: Array, references: Array) -> float:
     """Pearson's correlation; 0 when one side is constant."""
-    if np.ptp(predictions) == 0 or np.ptp(references) == 0:
-        return 0.0
-    left, right = (x.astype(np.float64) - np.mean(x, dtype=np.float64) for x in (predictions, references))
-    return float(np.clip(left @ right / (np.linalg.norm(left) * np.linalg.norm(right)), -1, 1))
+    return 0.0 if _constant(predictions, references) else float(pearsonr(predictions, references).statistic)
 
 
 def spearmanr(predictions: Array, references: Array) -> float:
-    """Spearman's correlation: Pearson's of the ranks, ties at their mean rank."""
-    return pearson(rankdata(predictions), rankdata(references))
+    """Spearman's rank correlation; 0 when one side is constant."""
+    return 0.0 if _constant(predictions, references) else float(rank_correlation(predictions, references).statistic)
 
 
 def matthews_correlation(predictions: Array, references: Array) -> float:
-    """Matthews' correlation of two binary labels, which is Pearson's of 0s and 1s; 0 when one side is constant."""
-    return pearson(predictions, references)
+    """Matthews' correlation of two binary labels; 0 when one side is constant."""
+    return 0.0 if _constant(predictions, references) else float(matthews_corrcoef(references, predictions))
 
 
-METRICS: Mapping[str, Callable[[Array, Array], float]] = {
-    metric.__name__: metric for metric in (accuracy, f1, matthews_correlation, pearson, spearmanr)
-}
+def _constant(*sides: Array) -> bool:
+    return any(np.ptp(side) == 0 for side in sides)
+
+
+_METRICS = (accuracy, f1, matthews_correlation, pearson, spearmanr)
+METRICS: Mapping[str, Callable[[Array, Array], float]] = {metric.__name__: metric for metric in _METRICS}
 
 
 @dataclass(frozen=True)
@@ -102,7 +101,6 @@ class GlueTask:
 
 
 _SENTENCES = ("sentence1", "sentence2")
-_QUESTIONS = ("question1", "question2")
 _ENTAILMENT = ("entailment", "not_entailment")
 _MATTHEWS = "matthews_correlation"
 TASKS: Mapping[str, GlueTask] = {
@@ -112,7 +110,7 @@ TASKS: Mapping[str, GlueTask] = {
         GlueTask("sst2", ("sentence",), ("negative", "positive")),
         GlueTask("mrpc", _SENTENCES, ("not_equivalent", "equivalent"), ("accuracy", "f1"), "f1"),
         GlueTask("stsb", _SENTENCES, (), ("pearson", "spearmanr"), "spearmanr"),
-        GlueTask("qqp", _QUESTIONS, ("not_duplicate", "duplicate"), ("accuracy", "f1"), "f1"),
+        GlueTask("qqp", ("question1", "question2"), ("not_duplicate", "duplicate"), ("accuracy", "f1"), "f1"),
         GlueTask(
             "mnli",
             ("premise", "hypothesis"),
@@ -272,12 +270,12 @@ def load_task(
 def _from_hub(task: GlueTask, cache_dir: str | None) -> dict[str, Dataset]:
     try:
         splits = load_dataset(HUB_DATASET, task.name, cache_dir=cache_dir)
+        return {split: splits[split] for split in ("train", *task.evaluation_splits)}
     except ConnectionError as error:
         raise ConnectionError(
             f"expected {task.name} on the hub as {HUB_DATASET}, which cannot be reached ({error}). Allow the network, "
             "or pass data_dir=, a folder with the task's parquet files."
         ) from error
-    return {split: splits[split] for split in ("train", *task.evaluation_splits)}
 
 
 def _from_folder(task: GlueTask, data_dir: Path, cache_dir: str | None) -> dict[str, Dataset]:
@@ -293,10 +291,13 @@ def _from_folder(task: GlueTask, data_dir: Path, cache_dir: str | None) -> dict[
         there = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else "no such folder"
         raise ValueError(
             f"expected {'.parquet, '.join(absent)}.parquet in {data_dir / task.name} or in {data_dir}, found in "
-            f" {folder}: {there}. Training needs the train split of {task.name}, its score another one."
+            f"{folder}: {there}. Training needs the train split of {task.name}, its score another one."
         )
     if absent:
         logger.warning("%s: no %s in %s; it is left out", task.name, ", ".join(absent), folder)
+    for split, paths in files.items():
+        if paths and not any(read_metadata(path).num_rows for path in paths):  # datasets would name no file
+            raise ValueError(f"{task.name}, split {split}: expected rows, found none in {paths}. Write it again.")
     # Split by split: together, a split with other columns fails in datasets before it can be named here.
     return {
         split: load_dataset("parquet", data_files={split: paths}, split=split, cache_dir=cache_dir)
@@ -312,8 +313,6 @@ def _check(task: GlueTask, split: str, rows: Dataset) -> None:
             f"{task.name}, split {split}: expected the columns {columns}, missing {missing}, found "
             f"{rows.column_names}. They are the hub's names; rename yours, or see whether the file is another task's."
         )
-    if len(rows) == 0:
-        raise ValueError(f"{task.name}, split {split}: expected rows, found none. Write the file again.")
     if task.regression:
         return
     label = rows.features[LABEL_COLUMN]
@@ -336,14 +335,3 @@ def _draw(rows: Dataset, count: int, seed: int) -> Dataset:
             "claim more rows than it had; leave train_rows out to train on all."
         )
     return rows.select(np.random.default_rng(seed).permutation(len(rows))[:count])
-
-
-def main() -> None:
-    """List the tasks."""
-    for task in TASKS.values():
-        labels = ", ".join(task.label_names) or "a number"
-        print(f"{task.name:5} {' + '.join(task.text_columns):22} -> {labels} ({task.primary})")
-
-
-if __name__ == "__main__":
-    main()

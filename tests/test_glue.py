@@ -14,8 +14,8 @@ from datasets import ClassLabel, Dataset, Features, Value
 from scipy import stats
 from sklearn import metrics as sklearn_metrics
 
-from recipes import glue_tasks
-from recipes.glue_tasks import TASKS, load_metric, load_task, metrics, task_named
+from hfdistill import glue
+from hfdistill.glue import TASKS, load_metric, load_task, metrics, task_named
 
 ROWS = {"train": 12, "validation": 6, "validation_matched": 6, "validation_mismatched": 5}
 
@@ -49,13 +49,13 @@ def test_the_nine_tasks():
 
 
 @pytest.mark.parametrize("task", TASKS.values(), ids=lambda task: task.name)
-def test_a_task_agrees_with_itself(task: glue_tasks.GlueTask):
+def test_a_task_agrees_with_itself(task: glue.GlueTask):
     """Recipes size the model and choose the best checkpoint by these fields: one that is off fails hours later."""
     assert task.num_labels == (1 if task.name == "stsb" else 3 if task.name == "mnli" else 2)
     assert task.regression == (task.name == "stsb")
     assert task.max_length == (64 if task.name in {"cola", "sst2"} else 128)
     assert task.primary in task.metric_names
-    assert set(task.metric_names) <= set(glue_tasks.METRICS)
+    assert set(task.metric_names) <= set(glue.METRICS)
 
 
 def test_entailment_is_class_1_in_wnli_and_class_0_elsewhere():
@@ -163,7 +163,7 @@ def test_an_unreachable_hub_falls_back(
     def load(*_: str) -> None:
         raise error
 
-    monkeypatch.setattr(glue_tasks, "is_offline_mode", lambda: False)
+    monkeypatch.setattr(glue, "is_offline_mode", lambda: False)
     monkeypatch.setattr(evaluate, "load", load)
     with caplog.at_level(logging.INFO):
         assert load_metric("cola").source == "offline"
@@ -180,7 +180,7 @@ def test_a_reachable_hub_gives_evaluates_metric(monkeypatch: pytest.MonkeyPatch)
             return {"matthews_correlation": float("nan")}
 
     asked = []
-    monkeypatch.setattr(glue_tasks, "is_offline_mode", lambda: False)
+    monkeypatch.setattr(glue, "is_offline_mode", lambda: False)
     monkeypatch.setattr(evaluate, "load", lambda *names: asked.append(names) or Module())
     metric = load_metric("cola")
     assert (metric.source, asked) == ("evaluate", [("glue", "cola")])
@@ -242,7 +242,7 @@ def test_missing_splits_are_named(without: tuple[str, ...], tmp_path: Path):
     """The usual cause is a wrong folder: the message says where it looked, for what, and what is there."""
     write("sst2", tmp_path / "sst2", without=without)
     (tmp_path / "sst2" / "notes.txt").touch()
-    with pytest.raises(ValueError, match="notes.txt") as caught:
+    with pytest.raises(ValueError, match=r"notes\.txt") as caught:
         load_task("sst2", data_dir=tmp_path, cache_dir=tmp_path / "cache")
     assert f"expected {', '.join(f'{split}.parquet' for split in without)} in {tmp_path / 'sst2'}" in str(caught.value)
     assert ("train.parquet'" in str(caught.value)) == ("train" not in without)
@@ -303,15 +303,9 @@ def test_from_the_hub_the_unlabelled_test_split_is_dropped(tmp_path: Path, monke
     """GLUE's test splits have -1 for every label; the task and the cache must reach `load_dataset` as given."""
     asked = []
     splits = {name: small_split("sst2", 3) for name in ("train", "validation", "test")}
-    monkeypatch.setattr(glue_tasks, "load_dataset", lambda *names, **options: asked.append((names, options)) or splits)
+    monkeypatch.setattr(glue, "load_dataset", lambda *names, **options: asked.append((names, options)) or splits)
     assert list(load_task("sst2", cache_dir=tmp_path)) == ["train", "validation"]
     assert asked == [(("nyu-mll/glue", "sst2"), {"cache_dir": str(tmp_path)})]
-
-
-def test_main_lists_every_task(capsys: pytest.CaptureFixture[str]):
-    """It is what a reader of the recipes runs first."""
-    glue_tasks.main()
-    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == list(TASKS)
 
 
 @pytest.mark.data
