@@ -142,10 +142,9 @@ class Attachment:
     def _ignore_on_save(self) -> None:
         """A `save_pretrained` in the middle of training must not write the objective's parameters."""
         self._ignored_before = vars(self.student).get("_keys_to_ignore_on_save")
-        known = vars(type(self.student)).get("_keys_to_ignore_on_save") or self._ignored_before or ()
         keys = {f"{SUBMODULE}.{key}" for key in self.objective.state_dict()}
         if keys:
-            vars(self.student)["_keys_to_ignore_on_save"] = set(known) | keys
+            vars(self.student)["_keys_to_ignore_on_save"] = set(self._ignored_before or ()) | keys
 
 
 def given_task_loss(

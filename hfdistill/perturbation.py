@@ -41,6 +41,8 @@ def shifted_embeddings(student: nn.Module, shift: Tensor | None) -> Iterator[lis
         embeddings = args[0] if args else kwargs["hidden_states"]
         seen.append(embeddings)
         if shift is None:
+            if not embeddings.requires_grad:  # frozen embeddings (LoRA): nothing below asks for this gradient
+                embeddings.requires_grad_(True)
             return args, kwargs
         moved = embeddings + shift.to(embeddings)
         return ((moved, *args[1:]), kwargs) if args else (args, {**kwargs, "hidden_states": moved})

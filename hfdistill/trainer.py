@@ -8,6 +8,7 @@ Trainer's own and needs no teacher.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -80,13 +81,14 @@ class DistillationTrainer(Trainer):
         check_dataset(self.train_dataset)
         self.student_anatomy = Anatomy.of(self.student)
         self.teacher = self._settle_teacher(teacher, teacher_processing_class)
+        self._losses_as_given = copy.deepcopy(self.objective.losses) if self.model_init is not None else None
         self._bind()
         self._attachment: Attachment | None = None
         self._totals: Tensor | None = None  # valid items of each loss in this update, over accumulation and processes
         self._micro_steps = 1
         self._last_progress = 0.0  # of the last loss; when it is logged, the step that it led to is already counted
-        self._train_terms = TermAverages(self._mean_over_processes)
-        self._eval_terms = TermAverages(self._mean_over_processes)
+        self._train_terms = TermAverages(lambda values: self.accelerator.reduce(values, reduction="mean"))
+        self._eval_terms = TermAverages(lambda values: self.accelerator.reduce(values, reduction="mean"))
         self._watch = TeacherWatch()
 
     @property
@@ -187,12 +189,15 @@ class DistillationTrainer(Trainer):
         return optimizer
 
     def call_model_init(self, trial: Any = None) -> nn.Module:
-        """A fresh student, with the objective moved over to it."""
+        """A fresh student, and the objective as it was given, so that no trial goes on from the one before."""
         student: nn.Module = super().call_model_init(trial)
         attachment = vars(self).get("_attachment")  # Trainer.__init__ calls this before ours has set anything
         if attachment is not None:
             attachment.__exit__()
-            self._attachment = Attachment(student, self.objective).__enter__()
+            self.student_anatomy = Anatomy.of(student)
+            self.objective.losses = copy.deepcopy(self._losses_as_given)
+            self._bind()
+            self._attachment = Attachment(student, self.objective.to(self.args.device)).__enter__()
         return student
 
     # ---- saving: the student alone, the objective beside it ----
@@ -341,7 +346,3 @@ class DistillationTrainer(Trainer):
         finally:
             attachment, self._attachment = self._attachment, None  # model_init may have moved it to another student
             attachment.__exit__()
-
-    def _mean_over_processes(self, values: Tensor) -> Tensor:
-        reduced: Tensor = self.accelerator.reduce(values, reduction="mean")
-        return reduced

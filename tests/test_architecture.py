@@ -21,9 +21,9 @@ LINES = (
     ("anatomy", "representations", "capture"),
     ("losses", "losses.*"),
     ("objective",),
-    (
+    (  # its second half is what trainer and report are made of
         *("attachment", "perturbation", "schemes", "schemes.*", "teachers", "teacher_cache"),
-        *("compatibility", "measurement", "objective_state", "teacher_watch", "term_averages"),  # what trainer and report are made of
+        *("compatibility", "measurement", "objective_state", "teacher_watch", "term_averages"),
     ),
     ("presets", "arguments", "configuration", "trainer"),
     ("students", "stages", "checks", "report", "glue"),

@@ -37,9 +37,7 @@ def test_temperature_softens_and_squares() -> None:
     """Logits T times as large at temperature T give T^2 times the value; unless the square is switched off."""
     plain = soft(SoftTargetLoss(1.0), EVEN, SKEWED)
     torch.testing.assert_close(soft(SoftTargetLoss(3.0), 3 * EVEN, 3 * SKEWED), 9 * plain)
-    torch.testing.assert_close(
-        soft(SoftTargetLoss(3.0, scale_by_temperature=False), 3 * EVEN, 3 * SKEWED), plain
-    )
+    torch.testing.assert_close(soft(SoftTargetLoss(3.0, scale_by_temperature=False), 3 * EVEN, 3 * SKEWED), plain)
 
 
 def test_temperature_may_follow_the_training() -> None:
@@ -118,7 +116,9 @@ def test_other_numbers_of_classes_are_refused_when_bound() -> None:
 
 def test_other_shapes_are_refused() -> None:
     """Heads of another kind may agree in the number of classes; broadcasting would compare tokens with rows."""
-    with pytest.raises(ValueError, match=r"one shape, got \(2, 3\) \(student\) and \(2, 5, 3\) \(teacher\).*same batch"):
+    with pytest.raises(
+        ValueError, match=r"one shape, got \(2, 3\) \(student\) and \(2, 5, 3\) \(teacher\).*same batch"
+    ):
         soft(SoftTargetLoss(), torch.randn(2, 3), torch.randn(2, 5, 3))
 
 
@@ -126,14 +126,18 @@ def test_other_shapes_are_refused() -> None:
 def test_a_model_without_a_head_is_named(side: str) -> None:
     """A body (BertModel) gives no logits; which of the two lacks them must be said."""
     given = {"student": torch.randn(2, 3), "teacher": torch.randn(2, 3)} | {side: None}
-    with pytest.raises(ValueError, match=rf"logits of both models, but the {side} gave none.*load it with its task head"):
+    with pytest.raises(
+        ValueError, match=rf"logits of both models, but the {side} gave none.*load it with its task head"
+    ):
         SoftTargetLoss()(Representations(given["student"]), Representations(given["teacher"]), Batch(2))
 
 
 @pytest.mark.parametrize("temperature", [0, -1.0])
 def test_temperatures_that_are_not_positive_are_refused(temperature: float) -> None:
     """At 0 all is NaN, below it the teacher's worst class becomes the target."""
-    with pytest.raises(ValueError, match=rf"temperature must be above 0, got {temperature}: logits are divided.*Use 1"):
+    with pytest.raises(
+        ValueError, match=rf"temperature must be above 0, got {temperature}: logits are divided.*Use 1"
+    ):
         SoftTargetLoss(temperature)
 
 
