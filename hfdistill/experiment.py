@@ -170,11 +170,21 @@ class Experiment:
         """Split -> logits (rows, K), in full precision."""
         trainer = Trainer(
             model=model,
-            args=replace(self.arguments, output_dir=str(self.output_dir), bf16=False, fp16=False),
+            args=self._evaluation_arguments(),
             data_collator=self.data_collator,
             processing_class=self.processing_class,
         )
         return {split: np.asarray(trainer.predict(rows).predictions) for split, rows in self.evaluation.items()}
+
+    def _evaluation_arguments(self) -> TrainingArguments:
+        """Full precision, and rows in their own order: grouping by length would permute the predictions."""
+        return replace(
+            self.arguments,
+            output_dir=str(self.output_dir),
+            bf16=False,
+            fp16=False,
+            train_sampling_strategy="sequential",
+        )
 
     def _measured(
         self,

@@ -244,7 +244,8 @@ def _teacher(
         logger.warning("taking the teacher that an earlier run fine-tuned: %s", folder)
         return _load(str(folder), args)
     set_seed(args.seed)
-    teacher = _load(str(recipe.teacher_body), args, **_labels(recipe, rows["train"]))
+    head = _labels(recipe, rows["train"])  # of another task's head the body is kept, and the head made anew
+    teacher = _load(str(recipe.teacher_body), args, ignore_mismatched_sizes=True, **head)
     trainer = DistillationTrainer(
         model=teacher,
         args=replace(

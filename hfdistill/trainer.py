@@ -75,6 +75,8 @@ class DistillationTrainer(Trainer):
     ) -> None:
         super().__init__(model=model, args=args, **trainer_arguments)
         self.model_accepts_loss_kwargs = False  # else the loss would be scaled by accumulation and by world size
+        if self.args.ddp_find_unused_parameters is None:  # losses on layers leave the head unused, schedules more
+            self.accelerator.ddp_handler.find_unused_parameters = True
         self.settings = DistillationSettings.of(self.args)
         self.objective: Objective = as_objective(objective)
         check_arguments(self.args)

@@ -144,7 +144,9 @@ def test_heads_with_a_loss_of_their_own_are_asked_for_it(head: str, taken: bool)
     anatomy = Anatomy(family="bert", depth=1, width=8, head=head)
     found = given_task_loss({"loss": loss}, None, None, anatomy)
     assert (found is loss) == taken
-    own = given_task_loss({"loss": loss}, torch.tensor([1]), lambda output, labels: output["loss"] + labels[0], anatomy)
+    own = given_task_loss(
+        {"loss": loss}, torch.tensor([1]), lambda output, labels: output["loss"] + labels[0], anatomy
+    )
     assert own is not None
     assert own.item() == 4.0
 

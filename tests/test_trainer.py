@@ -13,8 +13,16 @@ from toy_models import toy_albert, toy_bert, toy_distilbert, toy_vit
 from training_toys import collate, image_rows, largest_difference, logged, text_rows, trainer_of, weights_of
 from transformers import TrainerCallback
 
-from hfdistill import AttentionMapLoss, FrozenTeacher, HiddenStateLoss, Needs, Objective, Representations
-from hfdistill import SoftTargetLoss, TaskLoss
+from hfdistill import (
+    AttentionMapLoss,
+    FrozenTeacher,
+    HiddenStateLoss,
+    Needs,
+    Objective,
+    Representations,
+    SoftTargetLoss,
+    TaskLoss,
+)
 
 EVALUATED = text_rows(6, seed=8)  # in batches of 4 and 2 rows, and of different numbers of tokens
 LAYERS = [(1, 2), (2, 4)]
@@ -66,7 +74,9 @@ def test_first_logged_terms_are_the_formulas(tmp_path: Path) -> None:
     """The trainer may not scale, reorder or shift what the losses compute."""
     student, teacher = toy_bert(), toy_bert(layers=4, seed=1)
     expected = terms_by_hand(student, teacher)
-    trainer = trainer_of(tmp_path, full_objective(), student, EVALUATED, teacher=teacher, per_device_train_batch_size=6)
+    trainer = trainer_of(
+        tmp_path, full_objective(), student, EVALUATED, teacher=teacher, per_device_train_batch_size=6
+    )
     trainer.train()
     for name, value in expected.items():
         assert logged(trainer)[0][f"loss/{name}"] == pytest.approx(value, rel=1e-5), name
@@ -208,7 +218,13 @@ def test_families_learn(tmp_path: Path, student: Any, teacher: Any, rows: Any) -
     """Families differ in paths, masks and shared layers; in each of them every term must reach the student."""
     objective = Objective(task=TaskLoss(), hidden=HiddenStateLoss(), attention=AttentionMapLoss())
     trainer = trainer_of(
-        tmp_path, objective, student(width=8), rows(), teacher=teacher(layers=4, seed=1), learning_rate=0.05, max_steps=8
+        tmp_path,
+        objective,
+        student(width=8),
+        rows(),
+        teacher=teacher(layers=4, seed=1),
+        learning_rate=0.05,
+        max_steps=8,
     )
     trainer.train()
     lines = logged(trainer)

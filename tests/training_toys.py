@@ -17,7 +17,7 @@ from toy_models import PAD, toy_bert
 
 from hfdistill import DistillationTrainer, DistillationTrainingArguments, Objective
 
-# Every training run collects garbage, and would look through all that the libraries imported: half of a toy run's time.
+# Every training run collects garbage, and would look through all that was imported: half of a toy run's time.
 gc.freeze()
 
 IGNORED = -100

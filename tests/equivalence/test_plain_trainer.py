@@ -1,7 +1,7 @@
 """Without a teacher the trainer must be the Trainer.
 
-At accumulation 1 only: the stock Trainer scales the loss of models that take, and then ignore, `num_items_in_batch` (BERT
-is one) by the number of accumulated micro-batches, which is not to be reproduced.
+At accumulation 1 only: the stock Trainer scales the loss of models that take, and then ignore, `num_items_in_batch`
+(BERT is one) by the number of accumulated micro-batches, which is not to be reproduced.
 """
 
 from pathlib import Path
@@ -31,7 +31,7 @@ CASES: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize("head", ["ForSequenceClassification", "ForTokenClassification", "ForMaskedLM"])
 def test_the_task_alone_is_the_stock_trainer(tmp_path: Path, head: str, case: str) -> None:
-    """The student without distillation is what every result is compared with: it must be the one everybody else has."""
+    """The student without distillation is what all is compared with: it must be the one everybody else has."""
     rows = text_rows(12, labels="rows" if head == "ForSequenceClassification" else "tokens", ignored=(1, 2, 6))
     args = arguments(tmp_path, max_steps=4, **CASES[case])
     ours = trainer_of(

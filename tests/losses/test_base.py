@@ -135,7 +135,7 @@ def test_a_map_beyond_the_layers_is_refused_when_bound() -> None:
     loss = GapLoss([(3, 4)])
     with pytest.raises(
         ValueError,
-        match=r"pair \(3, 4\) names student layer 3, but the student has layers 0 \(embeddings\) to 2.*What to",
+        match=r"\(3, 4\) names student layer 3, but the student has layers 0 \(embeddings\) to 2.*What to",
     ):
         loss.bind(STUDENT, TEACHER)
     with pytest.raises(ValueError, match=r"depth 4 with a teacher of depth 2.*student and teacher are not swapped"):

@@ -52,10 +52,8 @@ def on_layers(inputs: Inputs) -> Shown:
 
 def on_scores(inputs: Inputs) -> Shown:
     """Scores of layer 1, as the product of themselves with the identity."""
-    first, second = (
-        Attention(query=side, key=torch.eye(side.shape[-1]).to(side).expand_as(side))
-        for side in (inputs["s"], inputs["t"])
-    )
+    identity = torch.eye(5, dtype=torch.float64).expand_as(inputs["s"])
+    first, second = (Attention(query=inputs[side], key=identity) for side in "st")
     return Representations(attentions={1: first}), Representations(attentions={1: second})
 
 

@@ -109,16 +109,14 @@ def test_other_numbers_of_classes_are_refused_when_bound() -> None:
     """Before the first batch, with both numbers and both ways out."""
     with pytest.raises(
         ValueError,
-        match=r"same number of classes on both sides, got 2 \(student\) and 3 \(teacher\).*undefined.*num_labels=3.*label_map",
+        match=r"same number of classes.*got 2 \(student\) and 3 \(teacher\).*undefined.*num_labels=3.*label_map",
     ):
         SoftTargetLoss().bind(replace(STUDENT, classes=2), TEACHER)
 
 
 def test_other_shapes_are_refused() -> None:
     """Heads of another kind may agree in the number of classes; broadcasting would compare tokens with rows."""
-    with pytest.raises(
-        ValueError, match=r"one shape, got \(2, 3\) \(student\) and \(2, 5, 3\) \(teacher\).*same batch"
-    ):
+    with pytest.raises(ValueError, match=r"one shape, got \(2, 3\) \(student\) and \(2, 5, 3\) \(teacher\).*batch"):
         soft(SoftTargetLoss(), torch.randn(2, 3), torch.randn(2, 5, 3))
 
 
@@ -126,18 +124,14 @@ def test_other_shapes_are_refused() -> None:
 def test_a_model_without_a_head_is_named(side: str) -> None:
     """A body (BertModel) gives no logits; which of the two lacks them must be said."""
     given = {"student": torch.randn(2, 3), "teacher": torch.randn(2, 3)} | {side: None}
-    with pytest.raises(
-        ValueError, match=rf"logits of both models, but the {side} gave none.*load it with its task head"
-    ):
+    with pytest.raises(ValueError, match=rf"logits of both models, but the {side} gave none.*its task head"):
         SoftTargetLoss()(Representations(given["student"]), Representations(given["teacher"]), Batch(2))
 
 
 @pytest.mark.parametrize("temperature", [0, -1.0])
 def test_temperatures_that_are_not_positive_are_refused(temperature: float) -> None:
     """At 0 all is NaN, below it the teacher's worst class becomes the target."""
-    with pytest.raises(
-        ValueError, match=rf"temperature must be above 0, got {temperature}: logits are divided.*Use 1"
-    ):
+    with pytest.raises(ValueError, match=rf"temperature must be above 0, got {temperature}: logits.*Use 1"):
         SoftTargetLoss(temperature)
 
 

@@ -1,0 +1,42 @@
+"""The arguments that distillation adds, and what stands in for them in plain TrainingArguments."""
+
+from pathlib import Path
+
+import pytest
+from training_toys import arguments
+from transformers import HfArgumentParser, TrainingArguments
+
+from hfdistill import DistillationTrainingArguments
+from hfdistill.arguments import DistillationSettings
+
+
+def test_defaults_are_a_plain_trainers(tmp_path: Path) -> None:
+    """Whoever only changes the class of the arguments must get the same run."""
+    ours = DistillationTrainingArguments(output_dir=str(tmp_path), use_cpu=True)
+    plain = TrainingArguments(output_dir=str(tmp_path), use_cpu=True)
+    added = {"teacher_dtype": "float32", "eval_objective": False, "embedding_perturbation": 0.0}
+    differing = {name: value for name, value in ours.to_dict().items() if plain.to_dict().get(name) != value}
+    differing.pop("logging_dir", None)
+    assert {name: value for name, value in differing.items() if name in added} == added
+    assert differing.keys() == added.keys()
+
+
+def test_settings_are_read_of_either_kind(tmp_path: Path) -> None:
+    """Plain TrainingArguments are enough; an attribute that happens to be there is not an argument."""
+    assert DistillationSettings.of(TrainingArguments(output_dir=str(tmp_path), use_cpu=True)) == DistillationSettings()
+    chosen = arguments(tmp_path, teacher_dtype="auto", eval_objective=True, embedding_perturbation=0.5)
+    assert DistillationSettings.of(chosen) == DistillationSettings("auto", True, 0.5)
+
+
+def test_command_line_offers_them(tmp_path: Path) -> None:
+    """HfArgumentParser is how scripts of the Trainer read their command line."""
+    parser = HfArgumentParser(DistillationTrainingArguments)  # type: ignore[arg-type]
+    line = ["--output_dir", str(tmp_path), "--use_cpu", "True", "--eval_objective", "--embedding_perturbation", "1.5"]
+    (args,) = parser.parse_args_into_dataclasses(line)
+    assert DistillationSettings.of(args) == DistillationSettings("float32", True, 1.5)
+
+
+def test_negative_perturbation_is_refused(tmp_path: Path) -> None:
+    """A step towards lower loss would make the training easier, not the student more robust."""
+    with pytest.raises(ValueError, match=r"embedding_perturbation must be 0 .* got -1.0"):
+        arguments(tmp_path, embedding_perturbation=-1.0)

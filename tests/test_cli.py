@@ -1,0 +1,57 @@
+"""The command `hfdistill`: what it prints, and how it refuses."""
+
+from pathlib import Path
+
+import pytest
+
+from hfdistill.cli import main, methods
+from hfdistill.losses import CATALOGUE
+from hfdistill.presets import PRESETS
+
+
+def test_methods_lists_every_preset_and_loss_with_its_paper(capsys: pytest.CaptureFixture[str]):
+    """The catalogue is only as useful as it is complete; a paper's link tells where to read on."""
+    assert main(["methods"]) == 0
+    printed = capsys.readouterr().out
+    for name in (*PRESETS, *CATALOGUE):
+        assert f"\n  {name}" in printed
+    assert printed.count("https://arxiv.org/abs/") >= len(PRESETS)
+
+
+def test_methods_names_the_kind_of_knowledge():
+    """Response, feature and relation are the survey's words for what is transferred."""
+    text = methods()
+    assert "SoftTargetLoss (response)" in text
+    assert "HiddenStateLoss (feature)" in text
+    assert "AttentionRelationLoss (relation)" in text
+    assert "TaskLoss (labels)" in text
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ("task: sst2\n\tteacher: x\n", "spaces, not tabs"),
+        ("task: sst2\nteacher: x\nstudent_layers: 2\nlerning_rate: 0.1\n", "learning_rate"),
+        ("task: sst2\nteacher: x\nstudent_layers: two\n", "student_layers must be int"),
+        ("task: sst3\nteacher: x\nstudent_layers: 2\n", "sst2"),
+        ("task: sst2\nteacher: x\n", "say what the student is"),
+        ("task: sst2\nstudent_layers: 2\n", "a teacher is needed"),
+        ("teacher: x\nstudent_layers: 2\n", "say what to train on"),
+        ("task: sst2\nteacher: x\nstudent_layers: 2\narms: [control, tinbert]\n", "tinybert"),
+        ("task: sst2\nteacher: x\nstudent_layers: 2\narms: control\n", "arms must be list"),
+    ],
+)
+def test_a_bad_recipe_is_refused_before_anything_is_loaded(
+    content: str, said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    """A misspelt key must not cost an hour of training with a default in its place."""
+    path = tmp_path / "recipe.yaml"
+    path.write_text(content)
+    assert main(["train", str(path)]) == 2
+    assert said in capsys.readouterr().err
+
+
+def test_a_missing_recipe_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    """The path stands in the message, since that is what is wrong."""
+    assert main(["train", str(tmp_path / "no.yaml")]) == 2
+    assert "no.yaml" in capsys.readouterr().err
