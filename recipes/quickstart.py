@@ -3,8 +3,8 @@
     make quickstart        (or: python recipes/quickstart.py --output_dir somewhere)
 
 The task is made on the spot (quickstart_task.py): sentiment that needs negation, contrast and scope. The teacher
-learns it from many labelled reviews. The student is half as deep, is cut from the teacher, and sees few reviews: the control
-learns their labels, the distilled students also learn from what the teacher makes of them.
+learns it from many labelled reviews. The student is half as deep, is cut from the teacher, and sees few reviews: the
+control learns their labels, the distilled students also learn from what the teacher makes of them.
 """
 
 import argparse

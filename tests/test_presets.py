@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from source_tree import REPOSITORY
 from toy_models import text_inputs, toy_bert
 from toy_representations import STUDENT, TEACHER, toy_anatomy, toy_scene
 
@@ -33,6 +34,12 @@ PHASES: dict[str, tuple[tuple[float, dict[str, float]], ...]] = {
 def test_every_preset_is_here() -> None:
     """A preset without an entry in PHASES would have its phases checked by nobody."""
     assert preset_names() == list(PRESETS) == list(PHASES)
+
+
+def test_every_preset_is_documented() -> None:
+    """A preset that the docs do not name is found by nobody."""
+    text = (REPOSITORY / "docs" / "methods.md").read_text(encoding="utf-8")
+    assert not [name for name in PRESETS if f"| `{name}` |" not in text]
 
 
 @pytest.mark.parametrize("name", PHASES)
