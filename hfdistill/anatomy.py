@@ -149,9 +149,9 @@ def first_layer(model: nn.Module) -> nn.Module:
     return encoder_layers(base)[0]
 
 
-def hidden_dropout_free(model: nn.Module) -> bool:
-    """Whether no dropout is active: the state that a teacher must be in."""
-    return not any(isinstance(module, nn.Dropout) and module.training for module in model.modules())
+def dropout_fields(config: Any) -> list[str]:
+    """Names of the configuration's dropout shares (hidden_dropout_prob, attention_dropout, ...) that are set."""
+    return [name for name, value in vars(config).items() if "dropout" in name and isinstance(value, int | float)]
 
 
 def _first(config: Any, names: tuple[str, ...], default: int) -> Any:

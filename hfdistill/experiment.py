@@ -238,9 +238,10 @@ class Experiment:
         return sum(value.numel() * value.element_size() for value in model.state_dict().values())
 
     def _sample_batches(self) -> list[dict[str, torch.Tensor]]:
-        """Up to 8 evaluation batches, as training makes them."""
+        """Up to 8 evaluation batches, of rows from all over the split, as training makes them."""
         rows = next(iter(self.evaluation.values()))
         size = self.arguments.per_device_eval_batch_size
+        rows = rows.select(range(0, len(rows), max(1, len(rows) // (8 * size))))
         count = min(len(rows), 8 * size)
         columns = [name for name in rows.column_names if isinstance(rows[0][name], list | int | float)]
         trimmed = rows.select(range(count)).select_columns(columns)

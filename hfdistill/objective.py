@@ -7,7 +7,7 @@ weight is 0 at this point of training is neither computed nor captured for.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 import torch
@@ -64,7 +64,7 @@ class Objective(nn.Module):
         """The loss of this name."""
         return self._named()[name]
 
-    def __iter__(self) -> Iterable[str]:
+    def __iter__(self) -> Iterator[str]:
         """The names, in the order they were given."""
         return iter(self.losses.keys())
 

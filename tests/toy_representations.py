@@ -97,8 +97,8 @@ class Scene:
     def nothing_valid(self) -> Scene:
         """The same numbers, of which none counts: all is padding, and all labels are ignored."""
         assert self.batch.labels is not None
-        nothing = {"mask": torch.zeros_like(_mask(self)), "labels": torch.full_like(self.batch.labels, IGNORE_INDEX)}
-        return replace(self, batch=replace(self.batch, **nothing))
+        mask, labels = torch.zeros_like(_mask(self)), torch.full_like(self.batch.labels, IGNORE_INDEX)
+        return replace(self, batch=replace(self.batch, mask=mask, labels=labels))
 
 
 def toy_scene(
@@ -112,15 +112,20 @@ def toy_scene(
     if student.head == TOKENS:
         labels = labels.masked_fill(~mask, IGNORE_INDEX)
     labels[-1] = IGNORE_INDEX
-    sides = (_shown(anatomy, mask, (*shape, anatomy.classes), generator) for anatomy in (student, teacher))
-    return Scene(*sides, Batch(len(lengths), labels, mask.long()))
+    ours, theirs = (_shown(anatomy, mask, (*shape, anatomy.classes), generator) for anatomy in (student, teacher))
+    return Scene(ours, theirs, Batch(len(lengths), labels, mask.long()))
 
 
 def leaves(shown: Representations) -> list[Tensor]:
     """Every tensor of numbers."""
     found: list[Tensor] = []
-    mapped(shown, lambda tensor, _: found.append(tensor) or tensor if tensor.is_floating_point() else tensor)
-    return found
+
+    def note(tensor: Tensor, _: int | None) -> Tensor:
+        found.append(tensor)
+        return tensor
+
+    mapped(shown, note)
+    return [tensor for tensor in found if tensor.is_floating_point()]
 
 
 def rebuilt(shown: Representations, tensors: Iterator[Tensor]) -> Representations:

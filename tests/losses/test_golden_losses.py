@@ -61,9 +61,11 @@ def on_vectors(inputs: Inputs) -> Shown:
     """Queries, keys and values of layer 1, cut into two heads."""
 
     def heads(tensor: Tensor) -> Tensor:
-        return tensor.unflatten(-1, (2, -1)).transpose(1, 2)  # (B, H, N, d)
+        return tensor.view(*tensor.shape[:2], 2, -1).transpose(1, 2)  # (B, H, N, d)
 
-    first, second = (Attention(*(heads(inputs[name + side]) for name in "qkv")) for side in "st")
+    first, second = (
+        Attention(heads(inputs["q" + side]), heads(inputs["k" + side]), heads(inputs["v" + side])) for side in "st"
+    )
     return Representations(attentions={1: first}), Representations(attentions={1: second})
 
 
