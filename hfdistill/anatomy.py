@@ -78,7 +78,7 @@ class Anatomy:
             classes=int(getattr(config, "num_labels", 0) or 0),
             label_names={int(index): str(name) for index, name in (getattr(config, "id2label", None) or {}).items()},
             encoder_decoder=bool(getattr(config, "is_encoder_decoder", False)),
-            head=str(getattr(base, "loss_type", None) or ""),
+            head=_head(base),
             input_names=tuple(inspect.signature(base.forward).parameters),
         )
 
@@ -152,6 +152,13 @@ def first_layer(model: nn.Module) -> nn.Module:
 def dropout_fields(config: Any) -> list[str]:
     """Names of the configuration's dropout shares (hidden_dropout_prob, attention_dropout, ...) that are set."""
     return [name for name, value in vars(config).items() if "dropout" in name and isinstance(value, int | float)]
+
+
+def _head(model: nn.Module) -> str:
+    name = type(model).__name__
+    if name.endswith("LMHeadModel"):  # GPT-2's and its kin's names do not say that they predict the next token
+        return "ForCausalLM"
+    return str(getattr(model, "loss_type", None) or "")
 
 
 def _first(config: Any, names: tuple[str, ...], default: int) -> Any:

@@ -91,7 +91,7 @@ class Attachment:
         self.student.add_module(SUBMODULE, self.objective)
         self._handles = [
             self.student.register_forward_pre_hook(self._before, with_kwargs=True),
-            self.student.register_forward_hook(self._after, always_call=True),
+            self.student.register_forward_hook(self._after),
         ]
         self._ignore_on_save()
         return self
@@ -128,7 +128,7 @@ class Attachment:
     def _after(self, student: nn.Module, args: Any, output: Any) -> tuple[Any, ObjectiveResult] | None:
         view, request = self._view, self._request
         self._close_view()
-        if request is None or view is None or output is None:  # output is None when the forward raised
+        if request is None or view is None:
             return None
         shown = view.representations(output)
         shown.loss = given_task_loss(output, request.batch.labels, request.task_loss, self.anatomy)

@@ -8,6 +8,7 @@ student is, how a batch is made and what is measured are given.
 from __future__ import annotations
 
 import json
+import logging
 import platform
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -35,7 +36,10 @@ from hfdistill.report import (
     samples_per_second,
     size_on_disk,
 )
+from hfdistill.run_record import finished_seconds, run_key, write_record
 from hfdistill.trainer import DistillationTrainer
+
+logger = logging.getLogger(__name__)
 
 CONTROL = "control"
 """Name of the arm without distillation."""
@@ -110,7 +114,7 @@ class Experiment:
     output_dir: str | Path
 
     def run(self, arms: Mapping[str, Any], seeds: Sequence[int]) -> Comparison:
-        """Train and measure every arm with every seed.
+        """Train and measure every arm with every seed; runs that are finished already are taken from their folders.
 
         Args:
             arms: name -> objective (a preset's name or a mapping, so that each run gets a fresh one); for "control"
@@ -137,7 +141,7 @@ class Experiment:
             for name, objective in arms.items():
                 for seed in seeds:
                     bar.set_postfix_str(f"{name}, seed {seed}")
-                    student, seconds = self._train(name, objective, seed)
+                    student, seconds = self._train(name, objective, seed, teacher_logits)
                     runs[name].append((self._predict(student), seconds))
                     bar.update()
                 logits, times = [run for run, _ in runs[name]], [seconds for _, seconds in runs[name]]
@@ -146,10 +150,17 @@ class Experiment:
         folders = {name: str(self._folder(name, seeds[-1])) for name in arms}
         return Comparison(self.metric, teacher, results, self._protocol(arms, seeds), folders)
 
-    def _train(self, name: str, objective: Any, seed: int) -> tuple[PreTrainedModel, float]:
+    def _train(
+        self, name: str, objective: Any, seed: int, teacher_logits: dict[str, Array]
+    ) -> tuple[PreTrainedModel, float]:
         set_seed(seed)
         folder = self._folder(name, seed)
         student = self.make_student()
+        key = run_key(student, teacher_logits, self.train_dataset, self._description(objective, seed))
+        seconds = finished_seconds(folder, key)
+        if seconds is not None:
+            logger.info("%s, seed %d: taking the finished run in %s", name, seed, folder)
+            return type(student).from_pretrained(folder, dtype=torch.float32), seconds
         trainer = DistillationTrainer(
             model=student,
             args=replace(self.arguments, seed=seed, output_dir=str(folder)),
@@ -163,8 +174,16 @@ class Experiment:
         trainer.train()
         seconds = time.perf_counter() - start
         trainer.save_model(str(folder))
+        write_record(folder, key, seconds)
         # measured is what was saved, in full precision, not the object that mixed precision has wrapped
         return type(student).from_pretrained(folder, dtype=torch.float32), seconds
+
+    def _description(self, objective: Any, seed: int) -> dict[str, Any]:
+        """Arguments, objective and seed as plain values, without where things are written and shown."""
+        shown = ("output_dir", "logging", "disable_tqdm", "report_to", "run_name", "log_level", "seed")
+        plain = self.arguments.to_dict()  # type: ignore[no-untyped-call]
+        arguments = {k: v for k, v in plain.items() if not k.startswith(shown)}
+        return {"arguments": arguments, "objective": objective, "seed": seed}
 
     def _predict(self, model: PreTrainedModel) -> dict[str, Array]:
         """Split -> logits (rows, K), in full precision."""

@@ -26,7 +26,7 @@ LINES = (
         *("compatibility", "measurement", "objective_state", "teacher_watch", "term_averages"),
     ),
     ("presets", "arguments", "configuration", "trainer"),
-    ("students", "stages", "checks", "report", "glue"),
+    ("students", "stages", "checks", "report", "glue", "run_record"),
     ("experiment",),
     ("text_classification",),
     ("recipe_arguments",),

@@ -96,7 +96,7 @@ def test_a_verdict_means_what_a_reader_takes_it_to_mean(
 
 @pytest.mark.parametrize("found", GRAMMAR["clause"], ids=lambda found: found.template)
 def test_a_clause_is_turned_round_by_negation_alone(found: Rule) -> None:
-    """ "nothing but dull" is blame and "anything but dull" is praise: each clause must know which of the two it is."""
+    """Blame in "nothing but dull" is praise in "anything but dull": each clause must know which of the two it is."""
     negated = any(word in f" {found.template} " for word in (" not ", " hardly ", " never ", " nobody ", " anything "))
     parts = [phrase("dull", -1) if slot in {"adjective", "verb"} else phrase("plot") for slot in found.slots]
     assert found.compose(parts).polarity == (1 if negated else -1)

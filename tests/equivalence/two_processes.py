@@ -2,16 +2,14 @@
 
     torchrun --nproc_per_node 2 two_processes.py FOLDER EXPECTED_PROCESSES
 
-Writes the weights that each process ends with to FOLDER/<name>-<processes>-<rank>.safetensors, and the log of the first
-process beside them. Not a test itself: test_two_processes.py starts it.
+Writes the weights that each process ends with to FOLDER/<name>-<processes>-<rank>.safetensors, and the log of the
+first process beside them. Not a test itself: test_two_processes.py starts it.
 """
 
 import json
 import sys
 from pathlib import Path
 from typing import Any
-
-sys.path[:0] = [str(Path(__file__).parents[2]), str(Path(__file__).parents[1])]
 
 import torch
 from safetensors.torch import save_file

@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from toy_representations import STUDENT, TEACHER, TOKENS
+from toy_representations import STUDENT, TEACHER, TOKENS, toy_anatomy
 
+from hfdistill import functional
 from hfdistill.losses import SoftTargetLoss
 from hfdistill.representations import IGNORE_INDEX, Batch, Representations
 from hfdistill.schedules import Linear
@@ -147,3 +148,17 @@ def test_unknown_words_list_the_accepted_ones() -> None:
         SoftTargetLoss(divergence="ce")
     with pytest.raises(ValueError, match=r"reduction must be one of 'mean', 'elementmean', got 'sum'"):
         SoftTargetLoss(reduction="sum")
+
+
+def test_a_causal_position_counts_where_the_token_after_it_is_labelled() -> None:
+    """With a masked prompt the first answer token is predicted from the prompt's last position, which is labelled
+    -100.""" causal = toy_anatomy(head="ForCausalLM")
+    loss = SoftTargetLoss(temperature=1.0)
+    loss.bind(causal, causal)
+    student, teacher = torch.randn(1, 4, 3), torch.randn(1, 4, 3)
+    labels = torch.tensor([[-100, -100, 2, 1]])
+    batch = Batch(1, labels=labels, mask=torch.ones(1, 4, dtype=torch.long))
+    value = loss(Representations(logits=student), Representations(logits=teacher), batch)
+    expected = functional.soft_target_kl(student[:, 1:3], teacher[:, 1:3])
+    torch.testing.assert_close(value, expected)
+    assert loss.count(batch) == 2

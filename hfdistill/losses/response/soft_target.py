@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from torch import Tensor
+from torch.nn import functional as F
 
 from hfdistill import functional
 from hfdistill.anatomy import Anatomy
@@ -19,7 +20,8 @@ class SoftTargetLoss(DistillationLoss):
 
     L = T^2 mean_rows KL(softmax(teacher / T) || softmax(student / T)); with a single output (regression), the mean
     squared difference of the two outputs. Token-level logits (B, N, K) are averaged over labelled tokens, or over real
-    ones where there are no labels; rows and tokens labelled -100 do not count.
+    ones where there are no labels; rows and tokens labelled -100 do not count. A position of a causal model counts
+    where the token after it is labelled.
 
     Hinton, Vinyals and Dean 2015, Distilling the Knowledge in a Neural Network, https://arxiv.org/abs/1503.02531,
     section 2; `divergence="mse"`: Ba and Caruana 2014, Do Deep Nets Really Need to be Deep?, equation 1.
@@ -58,6 +60,7 @@ class SoftTargetLoss(DistillationLoss):
         self.reduction = choose("reduction", reduction, ("mean", "elementmean"))
         self.scale_by_temperature = scale_by_temperature
         self.token_level = False
+        self.causal = False
 
     def bind(self, student: Anatomy, teacher: Anatomy) -> None:
         """Refuse heads of different size."""
@@ -69,6 +72,7 @@ class SoftTargetLoss(DistillationLoss):
                 "FrozenTeacher(teacher, label_map=[...])."
             )
         self.token_level = student.head in _TOKEN_HEADS
+        self.causal = student.head == "ForCausalLM"
 
     def needs(self) -> tuple[Needs, Needs]:
         """Both models' logits."""
@@ -99,10 +103,18 @@ class SoftTargetLoss(DistillationLoss):
         """Rows, or tokens, that are not ignored."""
         if batch.labels is None and self.token_level:
             return batch.token_count()
-        return batch.label_count()
+        predicted = self._predicted(batch)
+        return batch.label_count() if predicted is None else predicted.sum().float()
 
     def _mask(self, logits: Tensor, batch: Batch) -> Tensor | None:
         labels = batch.labels
         if labels is not None and not labels.is_floating_point() and labels.shape == logits.shape[:-1]:
-            return labels != IGNORE_INDEX
+            predicted = self._predicted(batch)
+            return labels != IGNORE_INDEX if predicted is None else predicted
         return batch.mask if logits.dim() == 3 else None
+
+    def _predicted(self, batch: Batch) -> Tensor | None:
+        """(B, N), positions of a causal model whose next token is labelled; None for other models."""
+        if not self.causal or batch.labels is None:
+            return None
+        return F.pad(batch.labels[:, 1:] != IGNORE_INDEX, (0, 1), value=False)  # the last position predicts nothing
