@@ -9,14 +9,13 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Mapping
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from datasets import Dataset
 from torch import nn
-
-import hfdistill
 
 RECORD = "run.json"
 """Name of the file beside a run's student."""
@@ -33,7 +32,7 @@ def run_key(
         rows: to train on; the first and last 64 and their number stand for all.
         description: arguments, objective and seed, as plain values.
     """
-    digest = hashlib.sha256(hfdistill.__version__.encode())
+    digest = hashlib.sha256(version("hfdistill").encode())
     for name, tensor in student.state_dict().items():
         digest.update(name.encode() + tensor.detach().float().cpu().numpy().tobytes())
     for name, logits in teacher_outputs.items():

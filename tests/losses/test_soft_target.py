@@ -151,8 +151,8 @@ def test_unknown_words_list_the_accepted_ones() -> None:
 
 
 def test_a_causal_position_counts_where_the_token_after_it_is_labelled() -> None:
-    """With a masked prompt the first answer token is predicted from the prompt's last position, which is labelled
-    -100.""" causal = toy_anatomy(head="ForCausalLM")
+    """With a masked prompt the first answer token is predicted at the prompt's end, which is labelled -100."""
+    causal = toy_anatomy(head="ForCausalLM")
     loss = SoftTargetLoss(temperature=1.0)
     loss.bind(causal, causal)
     student, teacher = torch.randn(1, 4, 3), torch.randn(1, 4, 3)
