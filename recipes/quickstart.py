@@ -126,9 +126,7 @@ def main() -> None:
     )
     print(f"Training the teacher: 4 layers, {TEACHER_ROWS} labelled reviews.")
     teacher = train_teacher(rows["train"], words, folder)
-    print(
-        f"Training students: 2 layers of half the width, {STUDENT_ROWS} reviews, seeds {SEEDS}, without and with distillation."
-    )
+    print(f"Training students: 2 layers, half as wide, {STUDENT_ROWS} reviews, seeds {SEEDS}.")
     comparison = compare(teacher, rows, words, folder)
     comparison.save(folder)
     print(f"\n{comparison.table()}\n")
