@@ -6,6 +6,11 @@ import argparse
 import inspect
 import sys
 from collections.abc import Sequence
+from dataclasses import fields
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from hfdistill.losses import DistillationLoss
 
 
 def main(words: Sequence[str] | None = None) -> int:
@@ -32,21 +37,31 @@ def main(words: Sequence[str] | None = None) -> int:
 
 
 def methods() -> str:
-    """Presets and losses as a text, one paragraph each: what it is, and the paper it is from."""
+    """Presets and losses as a text: what each is, the paper it is from, and what it must see of a model."""
     from hfdistill.losses import CATALOGUE
     from hfdistill.presets import PRESETS
 
-    presets = [
-        f"  {name}{inspect.signature(function)}".replace(" -> 'Objective'", "") for name, function in PRESETS.items()
-    ]
     lines = ["Presets (objective='name', or {preset: name, ...} in a configuration):"]
-    for heading, function in zip(presets, PRESETS.values(), strict=True):
-        lines += [heading, *_first_two_paragraphs(function)]
+    for name, function in PRESETS.items():
+        signature = inspect.signature(function, eval_str=True).replace(return_annotation=inspect.Signature.empty)
+        losses = [type(loss).__name__ for loss in function().losses.values()]
+        lines += [f"  {name}{signature}", *_first_two_paragraphs(function), f"      Losses: {', '.join(losses)}."]
     lines.append("Losses (objective terms, {loss: Name, ...}):")
     for name, loss in CATALOGUE.items():
         kind = loss.__module__.split(".")[2]
-        lines += [f"  {name} ({'labels' if kind == 'task' else kind})", *_first_two_paragraphs(loss)]
+        heading = f"  {name} ({'labels' if kind == 'task' else kind})"
+        lines += [heading, *_first_two_paragraphs(loss), f"      Needs of the student: {_needs(loss())}."]
     return "\n".join(lines)
+
+
+def _needs(loss: DistillationLoss) -> str:
+    """What a loss with its defaults must see, told by binding it to two models of any size."""
+    from hfdistill.anatomy import Anatomy
+
+    loss.bind(Anatomy("student", 4, 8, heads=2), Anatomy("teacher", 8, 8, heads=2))
+    ours, _ = loss.needs()
+    kinds = [field.name.replace("_", " ") for field in fields(ours) if vars(ours)[field.name]]
+    return ", ".join(kinds)
 
 
 def _train(words: list[str]) -> int:

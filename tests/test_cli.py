@@ -55,3 +55,11 @@ def test_a_missing_recipe_is_refused(tmp_path: Path, capsys: pytest.CaptureFixtu
     """The path stands in the message, since that is what is wrong."""
     assert main(["train", str(tmp_path / "no.yaml")]) == 2
     assert "no.yaml" in capsys.readouterr().err
+
+
+def test_methods_names_what_each_loss_needs() -> None:
+    """Whether a method runs on a family depends on what that family can show (docs/families.md)."""
+    text = methods()
+    for kind in ("logits", "hidden states", "projections"):
+        assert f"Needs of the student: {kind}." in text
+    assert "Losses: HiddenStateLoss, AttentionMapLoss, SoftTargetLoss." in text
