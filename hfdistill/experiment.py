@@ -36,7 +36,7 @@ from hfdistill.report import (
     samples_per_second,
     size_on_disk,
 )
-from hfdistill.run_record import finished_seconds, run_key, write_record
+from hfdistill.run_record import finished_seconds, plain_arguments, rows_digest, run_key, write_record
 from hfdistill.trainer import DistillationTrainer
 
 logger = logging.getLogger(__name__)
@@ -99,6 +99,7 @@ class Experiment:
         processing_class: the tokenizer or image processor, saved with each student.
         metrics: from logits and labels to named figures.
         metric: the one that the table shows.
+        resampled: what bootstrapping calls thousands of times instead of `metrics` where that is slow; None: the same.
         output_dir: students are saved in <output_dir>/<arm>/seed-<seed>.
     """
 
@@ -112,6 +113,7 @@ class Experiment:
     metrics: Metrics
     metric: str
     output_dir: str | Path
+    resampled: Metrics | None = None
 
     def run(self, arms: Mapping[str, Any], seeds: Sequence[int]) -> Comparison:
         """Train and measure every arm with every seed; runs that are finished already are taken from their folders.
@@ -133,6 +135,7 @@ class Experiment:
                 f"the arms {shared} are given as Objective objects, whose trained projectors would pass from one seed "
                 "to the next. Give a preset's name or a mapping; each run then builds its own."
             )
+        self._rows = rows_digest(self.train_dataset)
         teacher_logits = self._predict(self.teacher)
         teacher = self._measured(self.teacher, "teacher", [teacher_logits], [])
         runs: dict[str, list[tuple[dict[str, Array], float]]] = {name: [] for name in arms}
@@ -156,7 +159,8 @@ class Experiment:
         set_seed(seed)
         folder = self._folder(name, seed)
         student = self.make_student()
-        key = run_key(student, teacher_logits, self.train_dataset, self._description(objective, seed))
+        description = {"arguments": plain_arguments(self.arguments), "objective": objective, "seed": seed}
+        key = run_key(student, teacher_logits, self._rows, description)
         seconds = finished_seconds(folder, key)
         if seconds is not None:
             logger.info("%s, seed %d: taking the finished run in %s", name, seed, folder)
@@ -177,13 +181,6 @@ class Experiment:
         write_record(folder, key, seconds)
         # measured is what was saved, in full precision, not the object that mixed precision has wrapped
         return type(student).from_pretrained(folder, dtype=torch.float32), seconds
-
-    def _description(self, objective: Any, seed: int) -> dict[str, Any]:
-        """Arguments, objective and seed as plain values, without where things are written and shown."""
-        shown = ("output_dir", "logging", "disable_tqdm", "report_to", "run_name", "log_level", "seed")
-        plain = self.arguments.to_dict()  # type: ignore[no-untyped-call]
-        arguments = {k: v for k, v in plain.items() if not k.startswith(shown)}
-        return {"arguments": arguments, "objective": objective, "seed": seed}
 
     def _predict(self, model: PreTrainedModel) -> dict[str, Array]:
         """Split -> logits (rows, K), in full precision."""
@@ -247,7 +244,8 @@ class Experiment:
         return replace(measured[name], difference=difference)
 
     def _score(self, logits: Array, labels: Array) -> float:
-        return float(self.metrics(logits, labels)[self.metric])
+        metrics = self.metrics if self.resampled is None else self.resampled
+        return float(metrics(logits, labels)[self.metric])
 
     def _bytes(self, model: PreTrainedModel, name: str) -> int:
         folders = sorted((Path(self.output_dir) / name).glob("seed-*"))

@@ -112,8 +112,7 @@ class Objective(nn.Module):
             student: what the student's forward pass showed.
             teacher: what the teacher's showed; no gradient flows into it.
             batch: what both were given.
-            scales: (number of losses,), what each value is multiplied with before it is weighted and reported; None:
-            1.
+            scales: (number of losses,), factor of each value before it is weighted and reported; None: 1.
         """
         terms: dict[str, Tensor] = {}
         total: Tensor | None = None

@@ -22,8 +22,7 @@ DEFAULTS: dict[str, Any] = {
     "save_strategy": "no",
     "report_to": "none",
 }
-"""Where a recipe's defaults differ from TrainingArguments'; grouping by length is worth a factor of 3 to 9 on
-SST-2."""
+"""Where a recipe differs from TrainingArguments; grouping by length is worth a factor of 3 to 9 on SST-2."""
 
 _FILES = (".yaml", ".yml", ".json")
 _PLAIN = (bool, int, float, str)

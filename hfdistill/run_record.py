@@ -1,14 +1,14 @@
-"""What one finished run of an experiment was made of, so that a broken-off experiment goes on where it stopped.
+"""What one finished run was made of, so that a broken-off experiment goes on where it stopped.
 
 A run is found again only if everything that decides its result is the same: the initial student weight by weight, the
-teacher's outputs, the training rows, the arguments, the objective, the seed and the version of this package.
+teacher's outputs, every training row, the arguments, the objective, the seed and the version of this package.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -16,20 +16,27 @@ from typing import Any
 import numpy as np
 from datasets import Dataset
 from torch import nn
+from transformers import TrainingArguments
 
 RECORD = "run.json"
 """Name of the file beside a run's student."""
 
 
-def run_key(
-    student: nn.Module, teacher_outputs: Mapping[str, Any], rows: Dataset, description: Mapping[str, Any]
-) -> str:
+def rows_digest(rows: Dataset) -> str:
+    """A digest of every row, in order; images and other binary columns by their bytes."""
+    digest = hashlib.sha256()
+    for table in rows.with_format("arrow").iter(batch_size=1000):
+        digest.update(repr(table.to_pylist()).encode())
+    return digest.hexdigest()
+
+
+def run_key(student: nn.Module, teacher_outputs: Mapping[str, Any], rows: str, description: Mapping[str, Any]) -> str:
     """A digest of everything that decides a run's result.
 
     Args:
         student: before its first step.
         teacher_outputs: split -> the teacher's logits there, which stand for the teacher and the evaluation rows.
-        rows: to train on; the first and last 64 and their number stand for all.
+        rows: `rows_digest` of those to train on.
         description: arguments, objective and seed, as plain values.
     """
     digest = hashlib.sha256(version("hfdistill").encode())
@@ -37,17 +44,30 @@ def run_key(
         digest.update(name.encode() + tensor.detach().float().cpu().numpy().tobytes())
     for name, logits in teacher_outputs.items():
         digest.update(name.encode() + np.ascontiguousarray(logits).tobytes())
-    ends: Iterable[int] = sorted({*range(min(64, len(rows))), *range(max(0, len(rows) - 64), len(rows))})
-    digest.update(repr((len(rows), [rows[index] for index in ends])).encode())
+    digest.update(rows.encode())
     digest.update(json.dumps(description, sort_keys=True, default=str).encode())
     return digest.hexdigest()
 
 
 def finished_seconds(folder: Path, key: str) -> float | None:
-    """Training time in seconds of the run with this key, if its student lies in `folder`; else None."""
+    """Training time in seconds of the run with this key, if its student lies in `folder`; else None.
+
+    The record of any other run is removed: its student is about to be overwritten, and a stop in between must not
+    leave the one with the other's record.
+    """
     path = folder / RECORD
     record = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    return float(record["seconds"]) if record.get("key") == key else None
+    if record.get("key") == key:
+        return float(record["seconds"])
+    path.unlink(missing_ok=True)
+    return None
+
+
+def plain_arguments(args: TrainingArguments) -> dict[str, Any]:
+    """What of the arguments decides a result: not where things are written and shown, nor the seed, which runs set."""
+    shown = ("output_dir", "logging", "disable_tqdm", "report_to", "run_name", "log_level", "seed")
+    plain = args.to_dict()  # type: ignore[no-untyped-call]
+    return {name: value for name, value in plain.items() if not name.startswith(shown)}
 
 
 def write_record(folder: Path, key: str, seconds: float) -> None:

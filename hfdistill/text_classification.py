@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,11 +30,13 @@ from transformers import (
 
 from hfdistill.anatomy import Anatomy, dropout_fields
 from hfdistill.arguments import DistillationTrainingArguments
+from hfdistill.compatibility import check_tokenizers
 from hfdistill.configuration import as_objective
-from hfdistill.experiment import CONTROL, Comparison, Experiment
-from hfdistill.glue import GlueTask, load_metric, load_task, task_named
+from hfdistill.experiment import CONTROL, Array, Comparison, Experiment, Metrics
+from hfdistill.glue import GlueTask, accuracy, load_metric, load_task, metrics, task_named
 from hfdistill.losses import TaskLoss
 from hfdistill.objective import Objective
+from hfdistill.run_record import finished_seconds, plain_arguments, rows_digest, run_key, write_record
 from hfdistill.students import student_from
 from hfdistill.trainer import DistillationTrainer
 
@@ -132,11 +135,14 @@ def distil_text_classifier(recipe: TextClassification, args: DistillationTrainin
     rows = load_rows(recipe)
     source = recipe.teacher or recipe.teacher_body
     tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(source)
-    teacher_inputs = Anatomy.of(_architecture(str(source))).input_names
-    tokenized = tokenize(rows, recipe, tokenizer, "token_type_ids" in teacher_inputs)
+    if recipe.student is not None:
+        check_tokenizers(AutoTokenizer.from_pretrained(recipe.student), tokenizer)
+    models = [str(name) for name in (source, recipe.student) if name is not None]
+    token_types = any("token_type_ids" in Anatomy.of(_architecture(name)).input_names for name in models)
+    tokenized = tokenize(rows, recipe, tokenizer, token_types)
     collator = DataCollatorWithPadding(tokenizer)
     teacher = _teacher(recipe, args, tokenized, tokenizer, collator)
-    metric_name, metrics = _metrics(recipe)
+    metric, measured, resampled = _metrics(recipe, tokenized["train"])
     experiment = Experiment(
         teacher=teacher,
         make_student=lambda: _student(recipe, teacher),
@@ -145,8 +151,9 @@ def distil_text_classifier(recipe: TextClassification, args: DistillationTrainin
         evaluation={split: _by_length(tokenized[split]) for split in tokenized if split != "train"},
         data_collator=collator,
         processing_class=tokenizer,
-        metrics=metrics,
-        metric=metric_name,
+        metrics=measured,
+        metric=metric,
+        resampled=resampled,
         output_dir=str(args.output_dir),
     )
     arms = {arm: None if arm == CONTROL else recipe.objectives.get(arm, arm) for arm in recipe.arms}
@@ -200,7 +207,9 @@ def tokenize(
     kept = {split: split_rows.column_names for split, split_rows in rows.items()}
     return DatasetDict(
         {
-            split: split_rows.map(encode, batched=True, remove_columns=kept[split], desc=f"tokenizing {split}")
+            split: split_rows.map(
+                encode, batched=True, remove_columns=kept[split], desc=f"tokenizing {split}"
+            ).cast_column("labels", split_rows.features[label])  # map forgets the names of the classes
             for split, split_rows in rows.items()
         }
     )
@@ -217,28 +226,38 @@ def _by_length(rows: Dataset) -> Dataset:
     return rows.select(np.argsort([len(ids) for ids in rows["input_ids"]], kind="stable"))
 
 
-def _metrics(recipe: TextClassification) -> tuple[str, Any]:
+def _metrics(recipe: TextClassification, rows: Dataset) -> tuple[str, Metrics, Metrics]:
+    """The figure of the table, what measures the runs, and the same without `evaluate`'s overhead for resampling."""
     glue = recipe.glue
     if glue is not None:
-        return glue.primary, load_metric(glue.name)
+        return glue.primary, load_metric(glue.name), partial(metrics, glue.name)
+    if _is_regression(rows):  # STS-B's correlations suit any number
+        return "spearmanr", partial(metrics, "stsb"), partial(metrics, "stsb")
+    return "accuracy", _accuracy, _accuracy
 
-    def accuracy(logits: np.ndarray[Any, Any], labels: np.ndarray[Any, Any]) -> dict[str, float]:
-        return {"accuracy": float((logits.argmax(axis=-1) == labels).mean())}
 
-    return "accuracy", accuracy
+def _accuracy(logits: Array, labels: Array) -> dict[str, float]:
+    return {"accuracy": accuracy(logits.argmax(axis=-1), labels)}
+
+
+def _is_regression(rows: Dataset) -> bool:
+    feature = rows.features["labels"]
+    return not isinstance(feature, ClassLabel) and feature.dtype.startswith("float")
 
 
 def _labels(recipe: TextClassification, rows: Dataset) -> dict[str, Any]:
     """The head's configuration: number and names of the classes."""
-    glue = recipe.glue
-    names = list(glue.label_names) if glue is not None else []
-    if glue is None:
-        feature = rows.features["labels"]
-        names = (
-            feature.names if isinstance(feature, ClassLabel) else [str(name) for name in sorted(set(rows["labels"]))]
-        )
-    if not names:
+    if _is_regression(rows):
         return {"num_labels": 1, "problem_type": "regression"}
+    feature = rows.features["labels"]
+    classes = sorted(set(rows["labels"]))
+    known = feature.names if isinstance(feature, ClassLabel) else recipe.glue.label_names if recipe.glue else ()
+    names = list(known) or [str(name) for name in classes]
+    if not known and classes != list(range(len(classes))):
+        raise ValueError(
+            f"labels must be whole numbers from 0 on, or a ClassLabel, got {classes[:8]}. A class is the index of a "
+            "logit; cast the column: dataset.class_encode_column(...)."
+        )
     return {"id2label": dict(enumerate(names)), "label2id": {name: index for index, name in enumerate(names)}}
 
 
@@ -246,33 +265,37 @@ def _teacher(
     recipe: TextClassification, args: DistillationTrainingArguments, rows: DatasetDict, tokenizer: Any, collator: Any
 ) -> PreTrainedModel:
     """The fine-tuned teacher, loaded; or trained, saved below output_dir, and found there again by a later run."""
-    folder = Path(str(args.output_dir)) / "teacher"
     if recipe.teacher is not None:
         return _load(recipe.teacher, args)
-    if (folder / "config.json").is_file():
-        logger.warning("taking the teacher that an earlier run fine-tuned: %s", folder)
-        return _load(str(folder), args)
+    folder = Path(str(args.output_dir)) / "teacher"
+    training = replace(
+        args,
+        output_dir=str(folder),
+        num_train_epochs=recipe.teacher_epochs,
+        learning_rate=recipe.teacher_learning_rate,
+        max_steps=-1,
+        save_strategy="no",
+    )
     set_seed(args.seed)
     head = _labels(recipe, rows["train"])  # of another task's head the body is kept, and the head made anew
     teacher = _load(str(recipe.teacher_body), args, ignore_mismatched_sizes=True, **head)
+    description = {"arguments": plain_arguments(training), "seed": args.seed}
+    key = run_key(teacher, {}, rows_digest(rows["train"]), description)
+    if finished_seconds(folder, key) is not None:
+        logger.info("taking the teacher that an earlier run fine-tuned: %s", folder)
+        return _load(str(folder), args)
     trainer = DistillationTrainer(
         model=teacher,
-        args=replace(
-            args,
-            output_dir=str(folder),
-            num_train_epochs=recipe.teacher_epochs,
-            learning_rate=recipe.teacher_learning_rate,
-            max_steps=-1,
-            save_strategy="no",
-        ),
+        args=training,
         objective=Objective(task=TaskLoss()),
         train_dataset=rows["train"],
         data_collator=collator,
         processing_class=tokenizer,
     )
-    trainer.train()
+    seconds = trainer.train().metrics["train_runtime"]
     trainer.save_model(str(folder))
-    return teacher
+    write_record(folder, key, seconds)
+    return _load(str(folder), args)  # the trained object stays wrapped in mixed precision
 
 
 def _student(recipe: TextClassification, teacher: PreTrainedModel) -> PreTrainedModel:

@@ -22,9 +22,12 @@ from hfdistill.text_classification import load_rows, tokenize
 WORDS = ["good", "bad", "film", "plot", "the", "a", "is", "was"]
 
 
-def toy_tokenizer() -> PreTrainedTokenizerFast:
+GLUE_LABELS = {"sst2": ("negative", "positive"), "rte": ("entailment", "not_entailment")}
+
+
+def toy_tokenizer(known: list[str] = WORDS) -> PreTrainedTokenizerFast:
     """Word by word, with BERT's special tokens and token types."""
-    words = {word: index for index, word in enumerate(["[PAD]", "[UNK]", "[CLS]", "[SEP]", *WORDS])}
+    words = {word: index for index, word in enumerate(["[PAD]", "[UNK]", "[CLS]", "[SEP]", *known])}
     tokenizer = Tokenizer(WordLevel(words, unk_token="[UNK]"))
     tokenizer.pre_tokenizer = Whitespace()
     tokenizer.post_processor = TemplateProcessing(
@@ -171,3 +174,65 @@ def test_data_of_ones_own(body: Path, tmp_path: Path):
                 student_layers=2,
             )
         )
+
+
+def test_mnli_has_three_classes_and_two_evaluation_splits(body: Path, tmp_path: Path):
+    """The mismatched split is measured too, under its own name beside the matched one's figures."""
+    names = ["entailment", "neutral", "contradiction"]
+    write_glue(tmp_path / "glue", "mnli", ("premise", "hypothesis"), names)
+    for split in ("validation_matched", "validation_mismatched"):
+        (tmp_path / "glue" / "mnli" / f"{split}.parquet").write_bytes(
+            (tmp_path / "glue" / "mnli" / "validation.parquet").read_bytes()
+        )
+    recipe = TextClassification(
+        task="mnli", data_dir=str(tmp_path / "glue"), teacher_body=str(body), student_layers=2, arms=["control", "kd"]
+    )
+    comparison = distil_text_classifier(recipe, toy_arguments(tmp_path / "out"))
+    assert set(comparison.arms[1].metrics[0]) == {"accuracy", "validation_mismatched/accuracy"}
+    student = AutoModelForSequenceClassification.from_pretrained(comparison.folders["kd"])
+    assert [student.config.id2label[index] for index in range(3)] == names
+
+
+def test_a_teacher_of_another_task_is_not_taken(body: Path, tmp_path: Path):
+    """Two tasks in one output folder: the second must not be taught by the first one's teacher; the same one may."""
+    out = tmp_path / "out"
+    records = []
+    for task, columns in (("sst2", ("sentence",)), ("rte", ("sentence1", "sentence2")), ("rte", ())):
+        if columns:
+            write_glue(tmp_path / "glue", task, columns, list(GLUE_LABELS[task]))
+        recipe = TextClassification(
+            task=task, data_dir=str(tmp_path / "glue"), teacher_body=str(body), student_layers=2, arms=["control"]
+        )
+        distil_text_classifier(recipe, toy_arguments(out))
+        records.append(json.loads((out / "teacher" / "run.json").read_text()))
+    assert records[0]["key"] != records[1]["key"]
+    assert records[1] == records[2]  # the third run found the second one's teacher, and its training time with it
+    teacher = AutoModelForSequenceClassification.from_pretrained(out / "teacher")
+    assert teacher.config.id2label[1] == "not_entailment"
+
+
+def test_numbers_as_labels_are_a_regression(body: Path, tmp_path: Path):
+    """Without class names a float is a score, not the name of a class."""
+    for split in ("train", "validation"):
+        rows = Dataset.from_dict({"text": ["good film", "bad film"] * 8, "score": [1.5, -0.5] * 8})
+        (tmp_path / "mine").mkdir(exist_ok=True)
+        rows.to_parquet(tmp_path / "mine" / f"{split}.parquet")
+    own = {"dataset": str(tmp_path / "mine"), "text_columns": ["text"], "label_column": "score"}
+    recipe = TextClassification(**own, teacher_body=str(body), student_layers=2, arms=["control"])
+    comparison = distil_text_classifier(recipe, toy_arguments(tmp_path / "out"))
+    assert comparison.metric == "spearmanr"
+    student = AutoModelForSequenceClassification.from_pretrained(comparison.folders["control"])
+    assert student.config.num_labels == 1
+
+
+def test_a_student_with_another_tokenizer_is_refused(body: Path, tmp_path: Path):
+    """Both models read one batch; ids of another vocabulary would train without an error and mean nothing."""
+    write_glue(tmp_path / "glue", "sst2", ("sentence",), ["negative", "positive"])
+    other = tmp_path / "other"
+    BertForSequenceClassification.from_pretrained(body).save_pretrained(other)
+    toy_tokenizer(list(reversed(WORDS))).save_pretrained(other)
+    recipe = TextClassification(
+        task="sst2", data_dir=str(tmp_path / "glue"), teacher=str(body), student=str(other), arms=["kd"]
+    )
+    with pytest.raises(ValueError, match=r"vocabular|tokenizer"):
+        distil_text_classifier(recipe, toy_arguments(tmp_path / "out"))
