@@ -17,7 +17,7 @@ import hfdistill
 
 # A module imports only modules of the lines above its own. This is the order of reading, too.
 LINES = (
-    ("functional", "keywords", "layer_map", "projector", "schedules"),
+    ("functional", "functional.*", "keywords", "layer_map", "projector", "schedules"),
     ("anatomy", "representations", "capture"),
     ("losses", "losses.*"),
     ("objective",),
@@ -34,6 +34,7 @@ LINES = (
 )
 # What a module may import of its own line. A folder's __init__ may import the folder's modules besides.
 SAME_LINE = {
+    "functional.*": ("functional.reductions",),
     "capture": ("anatomy", "representations"),
     "losses.*": ("losses.base",),
     "teachers": ("teacher_cache",),
@@ -45,6 +46,7 @@ NARROWER = {"objective": ("losses*", "losses.base")}
 # What may come from outside the project, where that is limited; the standard library always may.
 THIRD_PARTY = {
     "functional": {"torch"},
+    "functional.*": {"torch"},
     "layer_map": set(),
     "projector": {"torch"},
     "schedules": set(),

@@ -1,0 +1,96 @@
+"""What every formula is made of: valid entries, means over them, float32 under autocast, checks of shapes.
+
+A formula first blanks what does not count (before any arithmetic, since a NaN times 0 stays a NaN), then computes,
+then takes the mean of what counts. Nothing here is a loss.
+"""
+
+import math
+
+import torch
+from torch import Tensor
+
+Mask = Tensor | None
+Temperature = float | Tensor
+Rows = tuple[Tensor, Tensor, Mask]
+
+
+def blanked(tensor: Tensor, valid: Mask = None) -> Tensor:
+    """The tensor in float32 (float64 stays), 0 where `valid`, of its shape or of all but the last axis, is False."""
+    if valid is not None:  # before any arithmetic: a NaN that is only multiplied by 0 stays a NaN, backward too
+        tensor = tensor.masked_fill(~(valid if valid.ndim == tensor.ndim else valid[..., None]), 0)
+    return tensor if tensor.dtype == torch.float64 else tensor.float()
+
+
+def validity(mask: Mask, *inputs: Tensor) -> Tensor:
+    """The mask as booleans, or all True; raise ValueError unless every input (..., D) has the rows (...) of it."""
+    valid = torch.ones_like(inputs[0][..., 0], dtype=torch.bool) if mask is None else mask.bool()
+    if any(valid.shape != rows.shape[:-1] for rows in inputs):
+        raise ValueError(
+            f"expected rows {[*valid.shape]} as in the {'first input' if mask is None else 'mask'}, got inputs of "
+            f"{' and '.join(str([*rows.shape]) for rows in inputs)}. Pass one entry of the mask for each row compared."
+        )
+    return valid
+
+
+def matched(student: Tensor, teacher: Tensor, mask: Mask = None) -> Rows:
+    """Both sides blanked, the teacher detached, and the validity of their rows; ValueError for two shapes."""
+    if student.shape != teacher.shape:
+        raise ValueError(
+            f"expected one shape on both sides, got {[*student.shape]} (student) and {[*teacher.shape]} "
+            "(teacher): entries are compared one by one. Project the student to the teacher's width, map the classes, "
+            "or compare relations, which are free of the width (relation_kl, similarity_preserving)."
+        )
+    valid = None if mask is None else validity(mask, student)
+    return blanked(student, valid), blanked(teacher.detach(), valid), valid
+
+
+def masked_mean(values: Tensor, valid: Mask = None) -> Tensor:
+    """Mean of the valid values, 0 where none is; `valid` spreads to the shape of the values."""
+    if valid is None:
+        return values.sum() / max(values.numel(), 1)
+    return values.masked_fill(~valid, 0).sum() / valid.expand_as(values).sum().clamp(min=1)
+
+
+def squares(student: Tensor, teacher: Tensor) -> Tensor:
+    """(s - t)², with 0 where both sides hold the same infinity: a class that is shut out on both sides."""
+    shut_out = torch.isinf(student) & (student == teacher)  # -inf on both sides counts as equal
+    return (student - teacher).masked_fill(shut_out, 0).square()
+
+
+def divergence(first: Tensor, second: Tensor) -> Tensor:
+    """KL(softmax(first) || softmax(second)) over the last axis, of logits (..., K) -> (...)."""
+    log_first, log_second = first.log_softmax(-1), second.log_softmax(-1)
+    first = log_first.exp()  # 0 log 0 = 0: the difference is filled, not the product, as it is the gradient of first
+    return (first * (log_first - log_second).masked_fill(first == 0, 0)).sum(-1)
+
+
+def unit(tensor: Tensor) -> Tensor:
+    """Each row of (..., D) scaled to length 1; a row of length 0 is left alone."""
+    norm = torch.linalg.vector_norm(tensor, dim=-1, keepdim=True)
+    return tensor / torch.where(norm > 1e-12, norm, 1)  # without a direction: left alone, with a bounded gradient
+
+
+def product(left: Tensor, right: Tensor) -> Tensor:
+    """The matrix product in the precision of its inputs, under autocast too."""
+    with torch.autocast(left.device.type, enabled=False):  # it would take the product back to half precision
+        return left @ right
+
+
+def check_reduction(reduction: str, *accepted: str) -> None:
+    """Raise ValueError unless the reduction is one of those accepted."""
+    if reduction not in accepted:
+        raise ValueError(f"expected a reduction among {accepted}, got {reduction!r}: it sets the size of the loss.")
+
+
+def softened(student: Tensor, teacher: Tensor, temperature: Temperature, mask: Mask, classes: int = 2) -> Rows:
+    """Both sides as `matched` gives them, divided by the temperature; ValueError for T <= 0 or too few classes."""
+    if not isinstance(temperature, Tensor) and not 0 < temperature < math.inf:
+        raise ValueError(f"expected a temperature above 0, got {temperature}: it divides the logits. Take 1 to 10.")
+    if isinstance(temperature, Tensor) and temperature.ndim and temperature.shape[-1] != 1:
+        raise ValueError(
+            f"expected a temperature of one value or (..., 1), got {[*temperature.shape]}. Per row: T[..., None]."
+        )
+    if student.shape[-1] < classes:
+        raise ValueError("expected at least 2 classes, got 1: its probability is always 1. Use logit_mse to learn it.")
+    student, teacher, valid = matched(student, teacher, mask)
+    return student / temperature, teacher / temperature, valid
