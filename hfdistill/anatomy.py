@@ -39,6 +39,9 @@ class Anatomy:
         encoder_decoder: two stacks; one layer number cannot name a layer of both.
         head: the kind of task head, as transformers names its loss ("ForSequenceClassification"); "" where unknown.
         input_names: argument names of `forward`.
+        prefix_tokens: tokens of an image model before its first patch (class, distillation, register tokens).
+        grid: rows and columns of an image model's patches, the same at every layer; None for text, and where the
+            number of tokens changes between layers (Swin).
     """
 
     family: str
@@ -52,6 +55,8 @@ class Anatomy:
     encoder_decoder: bool = False
     head: str = ""
     input_names: tuple[str, ...] = ()
+    prefix_tokens: int = 0
+    grid: tuple[int, int] | None = None
 
     @classmethod
     def of(cls, model: nn.Module) -> Anatomy:
@@ -80,6 +85,8 @@ class Anatomy:
             encoder_decoder=bool(getattr(config, "is_encoder_decoder", False)),
             head=_head(base),
             input_names=tuple(inspect.signature(base.forward).parameters),
+            prefix_tokens=_prefix_tokens(base),
+            grid=_grid(config),
         )
 
 
@@ -159,6 +166,20 @@ def _head(model: nn.Module) -> str:
     if name.endswith("LMHeadModel"):  # GPT-2's and its kin's names do not say that they predict the next token
         return "ForCausalLM"
     return str(getattr(model, "loss_type", None) or "")
+
+
+def _prefix_tokens(model: nn.Module) -> int:
+    names = ("cls_token", "distillation_token", "register_tokens")
+    found = {name.rpartition(".")[2]: parameter for name, parameter in model.named_parameters()}
+    return sum(found[name].shape[1] for name in names if name in found and found[name].dim() == 3)
+
+
+def _grid(config: Any) -> tuple[int, int] | None:
+    image, patch = getattr(config, "image_size", None), getattr(config, "patch_size", None)
+    if image is None or patch is None or hasattr(config, "depths"):
+        return None
+    images, patches = (tuple(size) if isinstance(size, list | tuple) else (size, size) for size in (image, patch))
+    return int(images[0]) // int(patches[0]), int(images[1]) // int(patches[1])
 
 
 def _first(config: Any, names: tuple[str, ...], default: int) -> Any:

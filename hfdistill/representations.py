@@ -150,6 +150,8 @@ class Batch:
         mask: (B, N), 1 = real token; None: every token is real.
         progress: share of training done, 0 to 1; what schedules look at.
         label_smoothing: the Trainer's `label_smoothing_factor`, for the task loss.
+        index: (B,) number of each row in the training set, for losses that keep something per row; None where the
+            batch is not from the training set, or no loss asked.
     """
 
     size: int
@@ -157,6 +159,7 @@ class Batch:
     mask: Tensor | None = None
     progress: float = 0.0
     label_smoothing: float = 0.0
+    index: Tensor | None = None
 
     @classmethod
     def of(cls, inputs: Mapping[str, object], label_name: str = "labels", progress: float = 0.0) -> Batch:

@@ -3,17 +3,15 @@
     python tests/golden.py FILE [--only PREFIX ...] [--json]
 
 A file holds cases: an oracle's name, inputs (nested lists and scalars, in positional order), keyword arguments, what
-to expect and, for some, a gradient. ORACLES maps the names to calls of the package; it computes nothing that the
-package has a function for. Every case runs in float64, and with a scalar result in float32 too. Exit status: 0 all
-known cases agree, 1 some disagree, 2 the file is missing or ill-formed, or --only matches nothing. Oracles without an
-entry are listed as not known; they are no failure.
+to expect and, for some, a gradient. The folder oracles/ maps names to calls of the package. Every case runs in
+float64, and with a scalar result in float32 too. Exit status: 0 all known cases agree, 1 some disagree, 2 the file is
+missing or ill-formed, or --only matches nothing. Oracles without an entry are listed as not known; no failure.
 """
 
 import argparse
 import inspect
 import json
 import sys
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,97 +21,15 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a script, without installing
 
-from hfdistill import functional as F
+from oracles import ORACLES
 
 Case = dict[str, Any]
-IGNORED_LABEL = -100
 # Tolerance and the size below which it becomes absolute: 1e-9 relative and 1e-12 absolute in float64.
 PRECISIONS = {torch.float64: (1e-9, 1e-3), torch.float32: (2e-5, 5e-2)}
 
 
 class IllFormedError(Exception):
     """The file is missing, or not a file of golden cases."""
-
-
-def valid_labels(labels: Tensor | None) -> Tensor | None:
-    return None if labels is None else labels != IGNORED_LABEL
-
-
-def hinton_total(s: Tensor, t: Tensor, y: Tensor, T: float = 4.0, alpha: float = 0.9) -> Tensor:
-    task = torch.nn.functional.cross_entropy(s, y.long(), ignore_index=IGNORED_LABEL)
-    return (1 - alpha) * task + alpha * F.soft_target_kl(s, t, T, valid_labels(y))
-
-
-def hint_mse(s: Tensor, t: Tensor, mask: Tensor | None = None, W: Tensor | None = None, b: Any = None) -> Tensor:
-    return F.hidden_mse(s if W is None else torch.nn.functional.linear(s, W, b), t, mask)
-
-
-def minilm_v1(
-    qs: Tensor, ks: Tensor, vs: Tensor, qt: Tensor, kt: Tensor, vt: Tensor, heads: int, mask: Tensor | None = None
-) -> Tensor:
-    return F.relation_kl(qs, ks, qt, kt, heads, mask) + F.relation_kl(vs, vs, vt, vt, heads, mask)
-
-
-def minilm_v2(
-    qs: Tensor, ks: Tensor, vs: Tensor, qt: Tensor, kt: Tensor, vt: Tensor, heads: int, mask: Tensor | None = None
-) -> Tensor:
-    pairs = ((qs, qt), (ks, kt), (vs, vt))
-    return torch.stack([F.relation_kl(own, own, theirs, theirs, heads, mask) for own, theirs in pairs]).mean()
-
-
-def cos_nce(zs: Tensor, zt: Tensor, neg: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
-    if neg is None or not neg.numel():  # JSON writes (B, 0, D) as B empty lists
-        neg = zs.new_zeros(zs.shape[0], 0, zs.shape[1])
-    return F.cos_nce(zs, zt, neg, mask=mask)
-
-
-def layer_map(name: str, *arguments: Any, **keywords: Any) -> Any:
-    from hfdistill.layer_map import LayerMap
-
-    return getattr(LayerMap, name)(*arguments, **keywords)
-
-
-def map_uniform(Ls: int, Lt: int) -> list[list[tuple[int, int]]]:
-    pairs = layer_map("uniform").resolve(Ls, Lt)
-    attention = layer_map("uniform").without_embeddings().resolve(Ls, Lt)
-    return [list(pairs), [(student - 1, teacher - 1) for student, teacher in attention]]
-
-
-def map_dynabert(n: int, m: float) -> list[int]:
-    return [teacher for _, teacher in layer_map("dynabert", m).resolve(round(m * n), n)]
-
-
-# Arguments carry the file's own names: a case may leave out whatever has a default here.
-ORACLES: dict[str, Callable[..., Any]] = {
-    "kd_kl": lambda s, t, T=1.0, mask=None: F.soft_target_kl(s, t, T, mask),
-    "soft_ce": lambda s, t, T=1.0, mask=None: F.soft_target_cross_entropy(s, t, T, mask),
-    "soft_ce_elementmean": lambda s, t, T=1.0, mask=None: F.soft_target_cross_entropy(s, t, T, mask, "elementmean"),
-    "hinton_total": hinton_total,
-    "logit_mse": lambda s, t, T=1.0, mask=None: F.logit_mse(s, t, T, mask),
-    "forward_kl": lambda s, t, labels=None, T=1.0: F.soft_target_kl(
-        s, t, T, valid_labels(labels), scale_by_temperature=False
-    ),
-    "forward_ce": lambda s, t, labels=None, T=1.0: F.soft_target_cross_entropy(s, t, T, valid_labels(labels)),
-    "reverse_kl": lambda s, t, labels=None, T=1.0: F.reverse_kl(s, t, T, valid_labels(labels)),
-    "total_variation": lambda s, t, labels=None, T=1.0: F.total_variation(s, t, T, valid_labels(labels)),
-    "hint_mse": hint_mse,
-    "hidden_cos": lambda s, t, mask=None: F.hidden_cosine(s, t, mask),
-    "pkd": lambda s, t, normalise=True: F.patience(s, t, normalise),
-    "pkd_paper": lambda s, t, normalise=True: F.patience(s, t, normalise, "paper"),
-    "tinybert_att": lambda s, t: F.attention_score_mse_tinybert(s, t),
-    "att_mse_masked": lambda s, t, mask=None: F.attention_score_mse(s, t, mask),
-    "relation_kl": lambda xs, ys, xt, yt, heads, mask=None: F.relation_kl(xs, ys, xt, yt, heads, mask),
-    "minilm_v1": minilm_v1,
-    "minilm_v2": minilm_v2,
-    "cos_nce": cos_nce,
-    "sp": lambda s, t: F.similarity_preserving(s, t),
-    "fsp": lambda s1, s2, t1, t2, mask=None: F.flow_of_solution(s1, s2, t1, t2, mask),
-    "triplet_kd": lambda t, sp, sn, margin=5.0: F.triplet(t, sp, sn, margin),
-    "map_uniform": map_uniform,
-    "map_pkd_skip": lambda Ls, Lt: layer_map("skip").resolve(Ls, Lt),
-    "map_pkd_last": lambda Ls, Lt: layer_map("last", final=False).resolve(Ls, Lt),
-    "map_dynabert": map_dynabert,
-}
 
 
 @dataclass

@@ -3,7 +3,7 @@
 from torch import Tensor
 
 from hfdistill import LayerwiseLoss, Schedule
-from hfdistill.losses.base import Layers
+from hfdistill.losses.layerwise import Layers
 
 
 class MyLoss(LayerwiseLoss):

@@ -18,6 +18,8 @@ from hfdistill.representations import IGNORE_INDEX, Attention, Batch, Representa
 ROWS, TOKENS = "ForSequenceClassification", "ForTokenClassification"
 LENGTHS = (5, 2, 4)
 """Real tokens of each row."""
+DATA_LABELS = torch.arange(16) % 3
+"""Class of each row of the training set that the rows of a scene are from."""
 
 
 def toy_anatomy(width: int = 8, depth: int = 2, heads: int = 2, head: str = ROWS, classes: int = 3) -> Anatomy:
@@ -75,7 +77,8 @@ class Scene:
         labels = self.batch.labels
         if labels is not None:
             labels = cut(labels, 1 if labels.dim() == 2 else None)
-        batch = replace(self.batch, size=len(mask), mask=mask[:, :tokens].long(), labels=labels)
+        index = None if self.batch.index is None else self.batch.index[chosen]
+        batch = replace(self.batch, size=len(mask), mask=mask[:, :tokens].long(), labels=labels, index=index)
         return Scene(mapped(self.student, cut), mapped(self.teacher, cut), batch)
 
     def watched(self) -> Scene:
@@ -113,7 +116,8 @@ def toy_scene(
         labels = labels.masked_fill(~mask, IGNORE_INDEX)
     labels[-1] = IGNORE_INDEX
     ours, theirs = (_shown(anatomy, mask, (*shape, anatomy.classes), generator) for anatomy in (student, teacher))
-    return Scene(ours, theirs, Batch(len(lengths), labels, mask.long()))
+    index = torch.arange(len(lengths)) * 4 + 1  # somewhere in the training set, not its first rows
+    return Scene(ours, theirs, Batch(len(lengths), labels, mask.long(), index=index))
 
 
 def leaves(shown: Representations) -> list[Tensor]:

@@ -7,10 +7,11 @@ its class; Python names are the registry.
 
 from __future__ import annotations
 
-from hfdistill.losses.base import AttentionLoss, DistillationLoss, LayerwiseLoss
+from hfdistill.losses.base import DistillationLoss
 from hfdistill.losses.feature.attention_map import AttentionMapLoss
 from hfdistill.losses.feature.hidden_state import HiddenStateLoss
 from hfdistill.losses.feature.patience import PatienceLoss
+from hfdistill.losses.layerwise import AttentionLoss, LayerwiseLoss
 from hfdistill.losses.relation.attention_relation import AttentionRelationLoss
 from hfdistill.losses.relation.contrastive_representation import ContrastiveRepresentationLoss
 from hfdistill.losses.response.soft_target import SoftTargetLoss

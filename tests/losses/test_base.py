@@ -8,15 +8,9 @@ from torch import Tensor
 from toy_representations import STUDENT, TEACHER, toy_anatomy, toy_scene
 
 from hfdistill.layer_map import LayerMap
-from hfdistill.losses.base import (
-    AttentionLoss,
-    DistillationLoss,
-    LayerwiseLoss,
-    choose,
-    layer_sets,
-    parse_layers,
-    pooled_vector,
-)
+from hfdistill.losses.base import DistillationLoss, choose
+from hfdistill.losses.layerwise import AttentionLoss, LayerwiseLoss, layer_sets, parse_layers
+from hfdistill.losses.pooling import pooled_vector
 from hfdistill.representations import Attention, Batch, Needs, Representations
 from hfdistill.schedules import Constant, Linear
 

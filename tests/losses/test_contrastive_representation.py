@@ -8,7 +8,7 @@ from torch.nn import functional as F
 from toy_representations import STUDENT, TEACHER, toy_anatomy, toy_scene
 
 from hfdistill.losses import ContrastiveRepresentationLoss
-from hfdistill.losses.base import pooled_vector
+from hfdistill.losses.pooling import pooled_vector
 from hfdistill.losses.relation.contrastive_representation import other_rows
 
 

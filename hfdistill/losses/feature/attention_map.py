@@ -6,7 +6,8 @@ from torch import Tensor
 
 from hfdistill import functional
 from hfdistill.anatomy import Anatomy
-from hfdistill.losses.base import AttentionLoss, Layers, choose
+from hfdistill.losses.base import choose
+from hfdistill.losses.layerwise import AttentionLoss, Layers
 from hfdistill.representations import Attention, Batch, Needs
 from hfdistill.schedules import Schedule
 

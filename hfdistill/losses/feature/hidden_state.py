@@ -5,7 +5,8 @@ from __future__ import annotations
 from torch import Tensor
 
 from hfdistill import functional
-from hfdistill.losses.base import Layers, LayerwiseLoss, choose
+from hfdistill.losses.base import choose
+from hfdistill.losses.layerwise import Layers, LayerwiseLoss
 from hfdistill.schedules import Schedule
 
 

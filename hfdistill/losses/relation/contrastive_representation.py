@@ -6,7 +6,9 @@ import torch
 from torch import Tensor
 
 from hfdistill import functional
-from hfdistill.losses.base import POOLINGS, Layers, LayerwiseLoss, choose, pooled_vector
+from hfdistill.losses.base import choose
+from hfdistill.losses.layerwise import Layers, LayerwiseLoss
+from hfdistill.losses.pooling import POOLINGS, pooled_vector
 from hfdistill.representations import Batch, Representations
 from hfdistill.schedules import Schedule
 

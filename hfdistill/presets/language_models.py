@@ -1,15 +1,7 @@
-"""Published methods by name: each preset is a function that builds a fresh Objective with the paper's defaults.
-
-What is from the paper and what is not stands in each docstring; "code" is the authors' published code where it
-differs. A preset fits one training run. Where a paper trains in phases, a schedule switches the losses at a share of
-the run; use two runs (and a fresh optimizer) to have the paper's phases exactly.
-"""
+"""Presets of the methods made for language models: DistilBERT, Patient KD, TinyBERT, LRC-BERT, MiniLM."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
-from hfdistill.keywords import check_keywords, nearest
 from hfdistill.layer_map import LayerMap
 from hfdistill.losses import (
     AttentionMapLoss,
@@ -22,24 +14,8 @@ from hfdistill.losses import (
 )
 from hfdistill.losses.relation.attention_relation import MINILM, MINILM_V2
 from hfdistill.objective import Objective
+from hfdistill.presets.shares import check_share
 from hfdistill.schedules import Piecewise
-
-
-def kd(temperature: float = 4.0, alpha: float = 0.9) -> Objective:
-    """Soft targets: (1 - alpha) task + alpha T^2 KL.
-
-    Hinton et al. 2015, Distilling the Knowledge in a Neural Network, https://arxiv.org/abs/1503.02531. The paper
-    leaves T (1 to 20) and the weights to the task; 4 and 0.9 are the values most image codes share.
-
-    Args:
-        temperature: T > 0.
-        alpha: share of the soft targets, 0 to 1.
-
-    Raises:
-        ValueError: `alpha` is no share.
-    """
-    _check_share(alpha)
-    return Objective(task=TaskLoss(weight=1.0 - alpha), kd=SoftTargetLoss(temperature, weight=alpha))
 
 
 def distilbert(temperature: float = 2.0, soft: float = 5.0, hard: float = 2.0, cosine: float = 1.0) -> Objective:
@@ -77,7 +53,7 @@ def pkd(temperature: float = 10.0, alpha: float = 0.5, beta: float = 100.0, laye
     Raises:
         ValueError: `alpha` is no share.
     """
-    _check_share(alpha)
+    check_share(alpha)
     layer_map = LayerMap.last(final=False) if layers == "last" else LayerMap.parse(layers)
     return Objective(
         task=TaskLoss(weight=1.0 - alpha),
@@ -166,38 +142,3 @@ def minilm(version: int = 2, relation_heads: int | None = None, switch: float = 
             relations=relations, relation_heads=relation_heads, weight=Piecewise({0.0: 1.0, switch: 0.0})
         ),
     )
-
-
-PRESETS: dict[str, Callable[..., Objective]] = {
-    function.__name__: function for function in (kd, distilbert, pkd, pkd_last, tinybert, lrc_bert, minilm)
-}
-"""Name -> function that builds the objective."""
-
-
-def preset_names() -> list[str]:
-    """The names that `preset` and `objective="..."` accept."""
-    return list(PRESETS)
-
-
-def preset(name: str, **options: object) -> Objective:
-    """A fresh Objective of a published method.
-
-    Args:
-        name: see `preset_names`.
-        options: the preset's own keywords.
-
-    Raises:
-        ValueError: an unknown name or keyword; the message lists the accepted ones, nearest first.
-        TypeError: a value of another type than the preset takes.
-    """
-    if name not in PRESETS:
-        raise ValueError(f"unknown preset {name!r}. Accepted, nearest first: {', '.join(nearest(name, PRESETS))}.")
-    check_keywords(f"preset {name!r}", PRESETS[name], options)
-    return PRESETS[name](**options)
-
-
-def _check_share(alpha: float) -> None:
-    if not 0.0 <= alpha <= 1.0:
-        raise ValueError(
-            f"alpha must be a share between 0 and 1, got {alpha}: the labels get 1 - alpha, which must not be below 0."
-        )

@@ -1,0 +1,44 @@
+"""One vector per row, of the states of its tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+
+def pooled_vector(hidden: Tensor, mask: Tensor | None, pooling: str) -> Tensor:
+    """One vector per row, (B, D), of hidden states (B, N, D).
+
+    Args:
+        hidden: (B, N, D).
+        mask: (B, N), 1 = real token, or None.
+        pooling: "cls" takes the first token, "last" the last real one (causal models), "mean" the mean of the real
+            tokens.
+    """
+    return POOLINGS[pooling](hidden, mask)
+
+
+def _cls(hidden: Tensor, mask: Tensor | None) -> Tensor:
+    return hidden[:, 0]  # (B, D)
+
+
+def _last(hidden: Tensor, mask: Tensor | None) -> Tensor:
+    if mask is None:
+        return hidden[:, -1]  # (B, D)
+    positions = torch.arange(hidden.shape[1], device=hidden.device)
+    last = (positions * mask).argmax(dim=1)  # (B,) right for padding on either side
+    return hidden[torch.arange(hidden.shape[0], device=hidden.device), last]  # (B, D)
+
+
+def _mean(hidden: Tensor, mask: Tensor | None) -> Tensor:
+    if mask is None:
+        return hidden.mean(dim=1)  # (B, D)
+    kept = mask.bool().unsqueeze(-1)  # (B, N, 1)
+    total = hidden.masked_fill(~kept, 0.0).sum(dim=1)  # (B, D)
+    return total / kept.sum(dim=1).clamp(min=1)
+
+
+POOLINGS: dict[str, Callable[[Tensor, Tensor | None], Tensor]] = {"cls": _cls, "mean": _mean, "last": _last}
+"""How token states become one vector per row."""

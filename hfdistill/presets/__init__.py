@@ -1,0 +1,42 @@
+"""Published methods by name: each preset is a function that builds a fresh Objective with the paper's defaults.
+
+What is from the paper and what is not stands in each docstring; "code" is the authors' published code where it
+differs. A preset fits one training run. Where a paper trains in phases, a schedule switches the losses at a share of
+the run; use two runs (and a fresh optimizer) to have the paper's phases exactly.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from hfdistill.keywords import check_keywords, nearest
+from hfdistill.objective import Objective
+from hfdistill.presets.language_models import distilbert, lrc_bert, minilm, pkd, pkd_last, tinybert
+from hfdistill.presets.response import kd
+
+PRESETS: dict[str, Callable[..., Objective]] = {
+    function.__name__: function for function in (kd, distilbert, pkd, pkd_last, tinybert, lrc_bert, minilm)
+}
+"""Name -> function that builds the objective."""
+
+
+def preset_names() -> list[str]:
+    """The names that `preset` and `objective="..."` accept."""
+    return list(PRESETS)
+
+
+def preset(name: str, **options: object) -> Objective:
+    """A fresh Objective of a published method.
+
+    Args:
+        name: see `preset_names`.
+        options: the preset's own keywords.
+
+    Raises:
+        ValueError: an unknown name or keyword; the message lists the accepted ones, nearest first.
+        TypeError: a value of another type than the preset takes.
+    """
+    if name not in PRESETS:
+        raise ValueError(f"unknown preset {name!r}. Accepted, nearest first: {', '.join(nearest(name, PRESETS))}.")
+    check_keywords(f"preset {name!r}", PRESETS[name], options)
+    return PRESETS[name](**options)
