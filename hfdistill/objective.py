@@ -88,6 +88,22 @@ class Objective(nn.Module):
         """The losses whose weight is not 0 at this point of training, 0 to 1."""
         return {name: loss for name, loss in self._named().items() if loss.weight(progress) != 0.0}
 
+    def bind_data(self, rows: int, labels: Tensor | None) -> None:
+        """Tell the losses that keep something per training row how many there are; see DistillationLoss.bind_data."""
+        for loss in self._named().values():
+            if loss.indexed:
+                loss.bind_data(rows, labels)
+
+    @property
+    def indexed(self) -> bool:
+        """Whether a loss keeps something for each training row."""
+        return any(loss.indexed for loss in self._named().values())
+
+    @property
+    def same_tokens(self) -> bool:
+        """Whether a loss that learns from the teacher needs it to read the student's tokens. Called after `bind`."""
+        return any(loss.same_tokens and bool(loss.needs()[1]) for loss in self._named().values())
+
     def needs(self, progress: float | None = None) -> tuple[Needs, Needs]:
         """What must be seen of student and teacher now; None: at any time of training."""
         losses = self._named() if progress is None else self.active(progress)

@@ -19,6 +19,12 @@ from torch import Tensor
 IGNORE_INDEX = -100
 """Label value that excludes a row or a token from every loss, as in PyTorch and transformers."""
 
+SAMPLE_INDEX = "sample_index"
+"""Column that says which row of the training set each row of a batch is; neither model is given it."""
+
+TEACHER_PREFIX = "teacher_"
+"""What columns begin with that only the teacher is given: `teacher_input_ids` are its own ids of the same text."""
+
 
 @dataclass(frozen=True)
 class Needs:
@@ -152,6 +158,8 @@ class Batch:
         label_smoothing: the Trainer's `label_smoothing_factor`, for the task loss.
         index: (B,) number of each row in the training set, for losses that keep something per row; None where the
             batch is not from the training set, or no loss asked.
+        teacher_labels: the labels of the teacher's own tokens, (B, N_teacher), where it has another tokenizer.
+        teacher_mask: (B, N_teacher), 1 = real token of the teacher's own; None: `mask` holds for both.
     """
 
     size: int
@@ -160,6 +168,8 @@ class Batch:
     progress: float = 0.0
     label_smoothing: float = 0.0
     index: Tensor | None = None
+    teacher_labels: Tensor | None = None
+    teacher_mask: Tensor | None = None
 
     @classmethod
     def of(cls, inputs: Mapping[str, object], label_name: str = "labels", progress: float = 0.0) -> Batch:
@@ -180,6 +190,9 @@ class Batch:
             labels=tensors.get(label_name),
             mask=mask if mask is not None and mask.dim() == 2 else None,
             progress=progress,
+            index=tensors.get(SAMPLE_INDEX),
+            teacher_labels=tensors.get(f"{TEACHER_PREFIX}{label_name}"),
+            teacher_mask=tensors.get(f"{TEACHER_PREFIX}attention_mask"),
         )
 
     def valid_rows(self) -> Tensor | None:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from hfdistill.anatomy import Anatomy
 from hfdistill.capture import Capture
 from hfdistill.representations import Needs, Representations
+from hfdistill.teacher_tokens import own_inputs
 
 
 @runtime_checkable
@@ -97,7 +98,8 @@ class FrozenTeacher:
         """One forward pass under no_grad; see Teacher.represent."""
         if self.model.training:  # a user's train() on a container of both models must not switch dropout on
             self.model.eval()
-        known = {name: inputs[name] for name in self.anatomy.input_names if name in inputs and name != "labels"}
+        given = own_inputs(inputs) or inputs  # the teacher's own tokens, where it has any
+        known = {name: given[name] for name in self.anatomy.input_names if name in given and name != "labels"}
         with torch.no_grad(), Capture(self.model, needs, self.anatomy) as view:
             output = self.model(**known, **view.arguments)
         shown = view.representations(output)

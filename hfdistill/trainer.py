@@ -16,29 +16,27 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainingArguments
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainingArguments
 
-from hfdistill.anatomy import Anatomy, base_model
+from hfdistill.anatomy import Anatomy
 from hfdistill.arguments import DistillationSettings
 from hfdistill.attachment import SUBMODULE, Attachment, Request, given_task_loss
-from hfdistill.capture import capture, check_attention
+from hfdistill.capture import capture
 from hfdistill.compatibility import (
     check_arguments,
     check_dataset,
-    check_distinct,
-    check_label_order,
     check_optimizer,
-    check_tokenizers,
-    check_vocabulary_sizes,
 )
 from hfdistill.configuration import as_objective
 from hfdistill.objective import Objective, ObjectiveResult
 from hfdistill.objective_state import load_objective, save_objective
+from hfdistill.pairing import bind_objective, check_same_tokens, settled_teacher
 from hfdistill.perturbation import perturbation, shifted_embeddings
-from hfdistill.representations import Batch, Representations
+from hfdistill.representations import SAMPLE_INDEX, TEACHER_PREFIX, Batch, Representations
+from hfdistill.sample_index import class_labels, indexed_rows
 from hfdistill.schedules import Constant
 from hfdistill.teacher_watch import TeacherWatch
-from hfdistill.teachers import FrozenTeacher, Teacher
+from hfdistill.teachers import Teacher
 from hfdistill.term_averages import TermAverages
 
 
@@ -82,9 +80,10 @@ class DistillationTrainer(Trainer):
         check_arguments(self.args)
         check_dataset(self.train_dataset)
         self.student_anatomy = Anatomy.of(self.student)
-        self.teacher = self._settle_teacher(teacher, teacher_processing_class)
+        self.teacher = settled_teacher(teacher, self.student, self.settings.teacher_dtype)
         self._losses_as_given = copy.deepcopy(self.objective.losses) if self.model_init is not None else None
         self._bind()
+        self._check_tokens(teacher, teacher_processing_class)
         self._attachment: Attachment | None = None
         self._totals: Tensor | None = None  # valid items of each loss in this update, over accumulation and processes
         self._micro_steps = 1
@@ -227,22 +226,25 @@ class DistillationTrainer(Trainer):
         super()._set_signature_columns_if_needed()
         columns: Any = self._signature_columns  # without the teacher's, what only it reads would be dropped as unused
         teacher = () if self.teacher is None else self.teacher.anatomy.input_names
-        columns.extend(name for name in teacher if name not in columns)
+        ours = (SAMPLE_INDEX, *teacher, *(f"{TEACHER_PREFIX}{name}" for name in teacher))
+        columns.extend(name for name in ours if name not in columns)
 
     def _batch(self, inputs: Mapping[str, Any]) -> Batch:
-        label = self.label_names[0] if self.label_names else "labels"
-        batch = Batch.of(inputs, label, self._progress())
+        batch = Batch.of(inputs, self._label_name(), self._progress())
         batch.label_smoothing = self.args.label_smoothing_factor
         return batch
+
+    def _label_name(self) -> str:
+        return self.label_names[0] if self.label_names else "labels"
 
     def _progress(self) -> float:
         return min(self.state.global_step / max(self.state.max_steps, 1), 1.0)
 
     def _student_inputs(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
-        if self.teacher is None:
-            return dict(inputs)
-        teacher_only = set(self.teacher.anatomy.input_names) - set(self.student_anatomy.input_names)
-        return {name: value for name, value in inputs.items() if name not in teacher_only}
+        theirs = () if self.teacher is None else self.teacher.anatomy.input_names
+        unknown = {SAMPLE_INDEX, *theirs} - set(self.student_anatomy.input_names)
+        names = [name for name in inputs if name not in unknown and not name.startswith(TEACHER_PREFIX)]
+        return {name: inputs[name] for name in names}
 
     def _teach(self, inputs: Mapping[str, Any], batch: Batch) -> Representations:
         _, needs = self.objective.needs(batch.progress)
@@ -294,46 +296,19 @@ class DistillationTrainer(Trainer):
 
     # ---- setting up ----
 
-    def _settle_teacher(
-        self, teacher: nn.Module | str | Path | Teacher | None, tokenizer: PreTrainedTokenizerBase | None
-    ) -> Teacher | None:
-        ours = self.processing_class if isinstance(self.processing_class, PreTrainedTokenizerBase) else None
-        if isinstance(teacher, str | Path):
-            name, student = str(teacher), base_model(self.student)
-            teacher = FrozenTeacher.from_pretrained(name, student, dtype=self.settings.teacher_dtype)
-            tokenizer = AutoTokenizer.from_pretrained(name) if tokenizer is None and ours is not None else tokenizer
-        elif isinstance(teacher, nn.Module):
-            check_distinct(self.student, teacher)
-            teacher = FrozenTeacher(teacher)
-        elif isinstance(teacher, FrozenTeacher):
-            check_distinct(self.student, teacher.model)
-        elif teacher is not None and not isinstance(teacher, Teacher):
-            raise TypeError(
-                f"teacher must be a model, a folder or hub name, or have the Teacher protocol (anatomy, prepare, "
-                f"represent), got {type(teacher).__name__}. The trainer asks it for representations of each batch."
-            )
-        if teacher is None:
-            return None
-        if ours is not None and tokenizer is not None:
-            check_tokenizers(ours, tokenizer)
-        else:
-            check_vocabulary_sizes(self.student_anatomy, teacher.anatomy)
-        return teacher
+    def _check_tokens(self, teacher: Any, tokenizer: PreTrainedTokenizerBase | None) -> None:
+        if self.teacher is not None and self.objective.same_tokens:
+            ours = self.processing_class if isinstance(self.processing_class, PreTrainedTokenizerBase) else None
+            name = str(teacher) if isinstance(teacher, str | Path) else None
+            check_same_tokens(self.student_anatomy, self.teacher.anatomy, ours, tokenizer, name)
 
     def _bind(self) -> None:
-        """Resolve layer maps and build projectors, before any optimizer exists."""
-        teacher = self.student_anatomy if self.teacher is None else self.teacher.anatomy
-        self.objective.bind(self.student_anatomy, teacher)
-        ours, theirs = self.objective.needs()
-        check_attention(self.student_anatomy, ours, self.student)
-        check_attention(teacher, theirs, self.teacher.model if isinstance(self.teacher, FrozenTeacher) else None)
-        if self.teacher is None and theirs:
-            raise ValueError(
-                f"{self.objective!r} learns from a teacher, but teacher is None. Pass teacher=...; only an objective "
-                "of TaskLoss alone trains without one."
-            )
-        if self.teacher is not None and theirs.logits:
-            check_label_order(self.student_anatomy, teacher)
+        """Resolve layer maps and build trainable parts, before any optimizer exists."""
+        bind_objective(self.objective, self.student, self.student_anatomy, self.teacher)
+        if self.objective.indexed:
+            rows: Any = indexed_rows(self.train_dataset)
+            self.train_dataset = rows
+            self.objective.bind_data(len(rows), class_labels(rows, self._label_name()))
 
     @contextmanager
     def _attached(self) -> Iterator[Attachment]:

@@ -23,9 +23,10 @@ LINES = (
     ("objective",),
     (  # its second half is what trainer and report are made of
         *("attachment", "perturbation", "schemes", "schemes.*", "teachers", "teacher_cache"),
-        *("compatibility", "measurement", "objective_state", "teacher_watch", "term_averages"),
+        *("compatibility", "measurement", "mixup", "objective_state", "sample_index"),
+        *("teacher_tokens", "teacher_watch", "term_averages"),
     ),
-    ("presets", "presets.*", "arguments", "configuration", "trainer"),
+    ("presets", "presets.*", "arguments", "configuration", "pairing", "trainer"),
     ("students", "stages", "checks", "report", "glue", "run_record"),
     ("experiment",),
     ("text_classification",),
@@ -42,10 +43,10 @@ SAME_LINE = {
     "functional.*": ("functional.reductions",),
     "capture": ("anatomy", "representations"),
     "losses.*": LOSS_BASES,
-    "teachers": ("teacher_cache",),
+    "teachers": ("teacher_cache", "teacher_tokens"),
     "presets.*": ("presets.shares",),
     "configuration": ("presets",),
-    "trainer": ("arguments", "configuration", "presets"),
+    "trainer": ("arguments", "configuration", "pairing", "presets"),
 }
 # Where the lines above allow more than a module should see: importer -> (of this, only this).
 NARROWER = {"objective": ("losses*", "losses.base")}

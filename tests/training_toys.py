@@ -110,14 +110,23 @@ def trainer_of(
         changes: arguments of DistillationTrainer (`teacher`, `eval_dataset`, ...) or else of the run.
     """
     own = ("teacher", "teacher_processing_class", "eval_dataset", "compute_metrics", "callbacks", "optimizers")
-    own = (*own, "processing_class", "compute_loss_func", "model_init", "preprocess_logits_for_metrics", "args")
+    own = (
+        *own,
+        "processing_class",
+        "compute_loss_func",
+        "model_init",
+        "preprocess_logits_for_metrics",
+        "args",
+        "data_collator",
+    )
     given = {name: changes.pop(name) for name in own if name in changes}
     given.setdefault("teacher", toy_bert(layers=4, seed=1))
     given.setdefault("args", arguments(folder, **changes))
     if "model_init" not in given:
         given["model"] = toy_bert() if student is None else student
+    given.setdefault("data_collator", collate)
     rows = text_rows() if rows is None else rows
-    return kind(objective=objective, train_dataset=rows, data_collator=collate, **given)
+    return kind(objective=objective, train_dataset=rows, **given)
 
 
 def weights_of(model: nn.Module) -> dict[str, Tensor]:

@@ -36,6 +36,9 @@ class DistillationLoss(nn.Module, ABC):
     indexed: ClassVar[bool] = False
     """Whether the loss keeps something for each training row: then `bind_data` is called and batches have an index."""
 
+    same_tokens: ClassVar[bool] = True
+    """Whether the two models must read the same tokens; False: each may have its own tokenizer."""
+
     def __init__(self, weight: float | Schedule = 1.0) -> None:
         super().__init__()
         self.weight = as_schedule(weight)

@@ -33,6 +33,7 @@ class BatchRelationLoss(LayerwiseLoss):
     """
 
     projects: ClassVar[bool] = False
+    same_tokens: ClassVar[bool] = False
 
     def __init__(
         self,
@@ -62,7 +63,8 @@ class BatchRelationLoss(LayerwiseLoss):
         """
         ours, theirs = self.pairs[position]
         vector = self.project(position, pooled_vector(student.hidden_states[ours], batch.mask, self.pooling))
-        target = pooled_vector(teacher.hidden_states[theirs], batch.mask, self.pooling).detach()
+        theirs_mask = batch.mask if batch.teacher_mask is None else batch.teacher_mask
+        target = pooled_vector(teacher.hidden_states[theirs], theirs_mask, self.pooling).detach()
         return self.all_rows(vector), self.all_rows(target)
 
     def all_rows(self, rows: Tensor) -> Tensor:

@@ -1,0 +1,96 @@
+"""Student and teacher put together: the teacher settled, the objective bound to both, both checked."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from torch import nn
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+from hfdistill.anatomy import Anatomy, base_model
+from hfdistill.capture import check_attention
+from hfdistill.compatibility import check_distinct, check_label_order, check_tokenizers, check_vocabulary_sizes
+from hfdistill.objective import Objective
+from hfdistill.teachers import FrozenTeacher, Teacher
+
+
+def settled_teacher(
+    teacher: nn.Module | str | Path | Teacher | None, student: nn.Module, dtype: str
+) -> Teacher | None:
+    """A Teacher of what a user may give: a model, a folder or hub name, a Teacher, or None.
+
+    Args:
+        teacher: what was given.
+        student: the student, whose head says how to load a teacher by name.
+        dtype: precision of a teacher by name.
+
+    Raises:
+        TypeError: something else was given.
+        ValueError: the teacher shares parameters with the student, or lacks a trained head.
+    """
+    if isinstance(teacher, str | Path):
+        return FrozenTeacher.from_pretrained(str(teacher), base_model(student), dtype=dtype)
+    if isinstance(teacher, nn.Module):
+        check_distinct(student, teacher)
+        return FrozenTeacher(teacher)
+    if isinstance(teacher, FrozenTeacher):
+        check_distinct(student, teacher.model)
+    elif teacher is not None and not isinstance(teacher, Teacher):
+        raise TypeError(
+            f"teacher must be a model, a folder or hub name, or have the Teacher protocol (anatomy, prepare, "
+            f"represent), got {type(teacher).__name__}. The trainer asks it for representations of each batch."
+        )
+    return teacher
+
+
+def check_same_tokens(
+    student: Anatomy,
+    teacher: Anatomy,
+    ours: PreTrainedTokenizerBase | None,
+    theirs: PreTrainedTokenizerBase | None,
+    name: str | None,
+) -> None:
+    """Refuse two models that read one batch of ids as different texts.
+
+    Args:
+        student: the student's anatomy.
+        teacher: the teacher's.
+        ours: the student's tokenizer, if known.
+        theirs: the teacher's, if given.
+        name: of a teacher by name, from which its tokenizer is loaded where it was not given.
+
+    Raises:
+        ValueError: the tokenizers differ, or, where one is not known, the sizes of the vocabularies.
+    """
+    if theirs is None and ours is not None and name is not None:
+        theirs = AutoTokenizer.from_pretrained(name)
+    if ours is not None and theirs is not None:
+        check_tokenizers(ours, theirs)
+    else:
+        check_vocabulary_sizes(student, teacher)
+
+
+def bind_objective(objective: Objective, student: nn.Module, ours: Anatomy, teacher: Teacher | None) -> None:
+    """Resolve layer maps and build trainable parts, then check that both models can show what is needed.
+
+    Args:
+        objective: what to bind.
+        student: the student.
+        ours: its anatomy.
+        teacher: the teacher, or None for an objective without one.
+
+    Raises:
+        ValueError: the models cannot be compared, cannot show it, or the teacher is missing.
+    """
+    theirs = ours if teacher is None else teacher.anatomy
+    objective.bind(ours, theirs)
+    asked, taught = objective.needs()
+    check_attention(ours, asked, student)
+    check_attention(theirs, taught, teacher.model if isinstance(teacher, FrozenTeacher) else None)
+    if teacher is None and taught:
+        raise ValueError(
+            f"{objective!r} learns from a teacher, but teacher is None. Pass teacher=...; only an objective of losses "
+            "that look at the student alone (TaskLoss) trains without one."
+        )
+    if teacher is not None and taught.logits:
+        check_label_order(ours, theirs)
