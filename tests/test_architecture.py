@@ -27,7 +27,7 @@ LINES = (
         *("teacher_tokens", "teacher_watch", "term_averages"),
     ),
     ("presets", "presets.*", "arguments", "configuration", "pairing", "trainer"),
-    ("students", "stages", "checks", "report", "glue", "run_record"),
+    ("students", "stages", "checks", "report", "glue", "run_record", "methods"),
     ("experiment",),
     ("text_classification",),
     ("recipe_arguments",),

@@ -225,3 +225,23 @@ def test_gradients_are_those_of_the_value(name: str) -> None:
         return value_of(loss, Scene(rebuilt(scene.student, iter(tensors)), scene.teacher, scene.batch))
 
     assert torch.autograd.gradcheck(value, inputs, fast_mode=True)
+
+
+@pytest.mark.parametrize("name", [name for name, variant in VARIANTS.items() if variant.needs[0].logits])
+@pytest.mark.parametrize("shut_out", [False, True])
+def test_extreme_logits_stay_finite(name: str, shut_out: bool) -> None:
+    """A confident model, or a class that both heads shut out with -inf, must not end a run in NaN."""
+    loss, scene = made(name)
+    for side in (scene.student, scene.teacher):
+        assert side.logits is not None
+        side.logits = 1e4 * side.logits.sign()
+        if shut_out:
+            side.logits[..., -1] = -torch.inf
+    assert scene.batch.labels is not None
+    scene.batch.labels = scene.batch.labels.clamp(max=VARIANTS[name].classes - 2)
+    scene = scene.watched()
+    value = value_of(loss, scene)
+    assert value.isfinite()
+    value.backward()
+    for tensor in [*leaves(scene.student), *loss.parameters()]:
+        assert tensor.grad is None or tensor.grad.isfinite().all()
