@@ -35,6 +35,7 @@ from hfdistill.perturbation import perturbation, shifted_embeddings
 from hfdistill.representations import SAMPLE_INDEX, TEACHER_PREFIX, Batch, Representations
 from hfdistill.sample_index import class_labels, indexed_rows
 from hfdistill.schedules import Constant
+from hfdistill.student_state import restore_renamed
 from hfdistill.teacher_watch import TeacherWatch
 from hfdistill.teachers import Teacher
 from hfdistill.term_averages import TermAverages
@@ -217,8 +218,14 @@ class DistillationTrainer(Trainer):
         super()._save(output_dir, state_dict)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
-        super()._load_from_checkpoint(resume_from_checkpoint, model)
+        if not restore_renamed(self.student, resume_from_checkpoint):
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
         load_objective(self.objective, resume_from_checkpoint)
+
+    def _load_best_model(self) -> None:
+        best = self.state.best_model_checkpoint
+        if best is None or not restore_renamed(self.student, best):
+            super()._load_best_model()
 
     # ---- parts of the path ----
 

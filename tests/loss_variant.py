@@ -33,6 +33,7 @@ class Variant:
         head: of both models; TOKENS gives logits and labels of tokens.
         classes: K of both models.
         smooth: its gradient can be compared with numerical differences (no ranks, no maxima that tie).
+        shut_out: it stays finite where both heads shut a class out with -inf.
         tolerance: relative, of its value on bfloat16 inputs.
     """
 
@@ -46,4 +47,5 @@ class Variant:
     head: str = ROWS
     classes: int = 3
     smooth: bool = True
+    shut_out: bool = True
     tolerance: float = 0.03

@@ -24,7 +24,7 @@ LINES = (
     (  # its second half is what trainer and report are made of
         *("attachment", "perturbation", "schemes", "schemes.*", "teachers", "teacher_cache"),
         *("compatibility", "measurement", "mixup", "objective_state", "sample_index"),
-        *("teacher_tokens", "teacher_watch", "term_averages"),
+        *("student_state", "teacher_tokens", "teacher_watch", "term_averages"),
     ),
     ("presets", "presets.*", "arguments", "configuration", "pairing", "trainer"),
     ("students", "stages", "checks", "report", "glue", "run_record", "methods"),
@@ -46,6 +46,7 @@ SAME_LINE = {
     "teachers": ("teacher_cache", "teacher_tokens"),
     "presets.*": ("presets.shares",),
     "configuration": ("presets",),
+    "student_state": ("attachment",),
     "trainer": ("arguments", "configuration", "pairing", "presets"),
 }
 # Where the lines above allow more than a module should see: importer -> (of this, only this).

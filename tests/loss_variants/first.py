@@ -21,7 +21,9 @@ PROBABILITIES = (Needs(attention_probabilities=frozenset({1, 2})), Needs(attenti
 
 VARIANTS = {
     "task": Variant(TaskLoss, LABELS, zero_at_equality=False),
-    "task, smoothed": Variant(lambda: TaskLoss(label_smoothing=0.1), LABELS, zero_at_equality=False),
+    "task, smoothed": Variant(  # smoothing gives every class a share, also one that is shut out
+        lambda: TaskLoss(label_smoothing=0.1), LABELS, zero_at_equality=False, shut_out=False
+    ),
     "task, tokens": Variant(TaskLoss, LABELS, zero_at_equality=False, head=TOKENS),
     "soft kl": Variant(lambda: SoftTargetLoss(2.0), LOGITS),
     "soft kl, tokens": Variant(lambda: SoftTargetLoss(2.0), LOGITS, head=TOKENS),
