@@ -8,6 +8,7 @@ It does not run a model (see `capture`), and does not import transformers.
 from __future__ import annotations
 
 import inspect
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -17,6 +18,8 @@ from torch import nn
 AttentionAccess = Literal["interface", "outputs", "none"]
 """How attention can be seen: through the AttentionInterface (any backend), as eager `attentions`, or not at all."""
 
+_QUERY = re.compile(r"(^|\.)(q|query)(_|$)")
+_QUERY_KEY_VALUE = re.compile(r"(^|\.)(q|k|v|query|key|value)(_|$)")
 _DEPTH = ("num_hidden_layers", "n_layers", "n_layer", "num_layers")
 _WIDTH = ("hidden_size", "dim", "n_embd", "d_model")
 _HEADS = ("num_attention_heads", "n_heads", "n_head", "encoder_attention_heads")
@@ -140,6 +143,50 @@ def encoder_layers(model: nn.Module) -> nn.ModuleList:
             "(ALBERT), or of several kinds; choose layers by their outputs (hidden_states) instead."
         )
     return max(lists, key=lambda layers: sum(parameter.numel() for parameter in layers.parameters()))
+
+
+def depth_groups(model: nn.Module) -> list[list[nn.Module]]:
+    """A model's modules by depth: embeddings, each layer, and what stands after the layers (final norm, pooler, head).
+
+    Together they hold every parameter once. A module that holds the list of layers is looked into.
+
+    Raises:
+        ValueError: no list of layers was found; see `encoder_layers`.
+    """
+    layers = encoder_layers(model)
+    before: list[nn.Module] = []
+    after: list[nn.Module] = []
+    passed = _around(base_model(model), layers, before, after)
+    if not passed:
+        raise ValueError(f"the layers of {type(model).__name__} are not among its own modules: this is a bug.")
+    return [before, *([layer] for layer in layers), after]
+
+
+def _around(module: nn.Module, layers: nn.ModuleList, before: list[nn.Module], after: list[nn.Module]) -> bool:
+    """Sort the children of `module` by whether they stand before or after `layers`; False if these are not inside."""
+    passed = False
+    for child in module.children():
+        if child is layers:
+            passed = True
+        elif any(inner is layers for inner in child.modules()):
+            passed = _around(child, layers, before, after)
+        else:
+            (after if passed else before).append(child)
+    return passed
+
+
+def output_projections(layer: nn.Module) -> dict[str, nn.Linear]:
+    """The linear modules of one layer that write into its residual stream: the outputs of attention and of the MLP.
+
+    They are those as wide as the layer that are not named after queries, keys or values; name -> module, in order.
+    """
+    linear = {name: module for name, module in layer.named_modules() if isinstance(module, nn.Linear)}
+    width = min((module.out_features for name, module in linear.items() if _QUERY.search(name)), default=0)
+    return {
+        name: module
+        for name, module in linear.items()
+        if module.out_features == width and not _QUERY_KEY_VALUE.search(name)
+    }
 
 
 def first_layer(model: nn.Module) -> nn.Module:

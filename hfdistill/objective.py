@@ -104,6 +104,18 @@ class Objective(nn.Module):
         """Whether a loss that learns from the teacher needs it to read the student's tokens. Called after `bind`."""
         return any(loss.same_tokens and bool(loss.needs()[1]) for loss in self._named().values())
 
+    @property
+    def staged(self) -> bool:
+        """Whether a loss teaches in stages, with a part of the student frozen in each."""
+        kinds = (type(loss).trained_depths for loss in self._named().values())
+        return any(function is not DistillationLoss.trained_depths for function in kinds)
+
+    def trained_depths(self, progress: float) -> frozenset[int] | None:
+        """The student's depths that all losses let learn at this progress; None: all. Called after `bind`."""
+        allowed = [loss.trained_depths(progress) for loss in self._named().values()]
+        sets = [depths for depths in allowed if depths is not None]
+        return frozenset.intersection(*sets) if sets else None
+
     def needs(self, progress: float | None = None) -> tuple[Needs, Needs]:
         """What must be seen of student and teacher now; None: at any time of training."""
         losses = self._named() if progress is None else self.active(progress)

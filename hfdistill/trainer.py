@@ -28,6 +28,7 @@ from hfdistill.compatibility import (
     check_optimizer,
 )
 from hfdistill.configuration import as_objective
+from hfdistill.freezing import LayerFreezing
 from hfdistill.objective import Objective, ObjectiveResult
 from hfdistill.objective_state import load_objective, save_objective
 from hfdistill.pairing import bind_objective, check_same_tokens, settled_teacher
@@ -85,6 +86,8 @@ class DistillationTrainer(Trainer):
         self._losses_as_given = copy.deepcopy(self.objective.losses) if self.model_init is not None else None
         self._bind()
         self._check_tokens(teacher, teacher_processing_class)
+        if self.objective.staged:
+            self.add_callback(LayerFreezing(self.student, self.objective))
         self._attachment: Attachment | None = None
         self._totals: Tensor | None = None  # valid items of each loss in this update, over accumulation and processes
         self._micro_steps = 1

@@ -22,7 +22,7 @@ LINES = (
     ("losses", "losses.*"),
     ("objective",),
     (  # its second half is what trainer and report are made of
-        *("attachment", "perturbation", "schemes", "schemes.*", "teachers", "teacher_cache"),
+        *("attachment", "few_sample", "freezing", "perturbation", "schemes", "schemes.*", "teachers", "teacher_cache"),
         *("compatibility", "measurement", "mixup", "objective_state", "sample_index"),
         *("student_state", "teacher_tokens", "teacher_watch", "term_averages"),
     ),

@@ -69,6 +69,13 @@ class DistillationLoss(nn.Module, ABC):
     def forward(self, student: Representations, teacher: Representations, batch: Batch) -> Tensor:
         """The unweighted loss: a scalar mean over the valid items, 0 with a gradient where there is none."""
 
+    def trained_depths(self, progress: float) -> frozenset[int] | None:
+        """The student's depths that may learn at this progress: 0 embeddings, 1..L layers, L + 1 what follows; or all.
+
+        A loss that teaches in stages overrides this; the trainer freezes the others. Called after `bind`.
+        """
+        return None
+
     def count(self, batch: Batch) -> Tensor:
         """Number of items that `forward` averages over, a float scalar; rows unless a loss says otherwise."""
         return batch.row_count()
