@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from hfdistill.anatomy import Anatomy
 from hfdistill.losses.base import DistillationLoss
+from hfdistill.losses.bilevel import BilevelLoss
 from hfdistill.representations import Batch, Needs, Representations
 
 
@@ -103,6 +104,11 @@ class Objective(nn.Module):
     def same_tokens(self) -> bool:
         """Whether a loss that learns from the teacher needs it to read the student's tokens. Called after `bind`."""
         return any(loss.same_tokens and bool(loss.needs()[1]) for loss in self._named().values())
+
+    def bilevel(self, progress: float) -> list[BilevelLoss]:
+        """The active losses with meta networks that learn now; see BilevelLoss."""
+        losses = self.active(progress).values()
+        return [loss for loss in losses if isinstance(loss, BilevelLoss) and loss.virtual_steps > 0]
 
     @property
     def staged(self) -> bool:

@@ -29,6 +29,8 @@ from hfdistill.compatibility import (
 )
 from hfdistill.configuration import as_objective
 from hfdistill.freezing import LayerFreezing
+from hfdistill.losses.bilevel import BilevelLoss
+from hfdistill.meta_gradient import meta_gradients
 from hfdistill.objective import Objective, ObjectiveResult
 from hfdistill.objective_state import load_objective, save_objective
 from hfdistill.pairing import bind_objective, check_same_tokens, settled_teacher
@@ -126,6 +128,13 @@ class DistillationTrainer(Trainer):
         self._train_terms.add(result.terms)
         self._last_progress = batch.progress
         return (result.loss, output) if return_outputs else result.loss
+
+    def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
+        """The Trainer's own, and the gradients of meta networks one level up; see BilevelLoss."""
+        loss: Tensor = super().training_step(model, inputs, num_items_in_batch)
+        for bilevel in self.objective.bilevel(self._progress()):
+            self._learn_to_teach(bilevel, self._prepare_inputs(inputs))
+        return loss
 
     def get_batch_samples(
         self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
@@ -289,6 +298,16 @@ class DistillationTrainer(Trainer):
         with shifted_embeddings(self.student, None) as seen, attachment.request(request):
             _, result = student(**student_inputs)
         return perturbation(result.loss, seen[0], epsilon)
+
+    def _learn_to_teach(self, loss: BilevelLoss, inputs: dict[str, Any]) -> None:
+        batch = self._batch(inputs)
+        taught, rate = self._teach(inputs, batch), self._get_learning_rate()
+        with self.accelerator.autocast():
+            gradients = meta_gradients(self.student, loss, self._student_inputs(inputs), taught, batch, rate)
+        scale = 1.0 if self.accelerator.scaler is None else self.accelerator.scaler.get_scale()
+        for parameter, gradient in zip(loss.meta_networks().parameters(), gradients, strict=True):
+            mean = self.accelerator.reduce(gradient, reduction="mean") * scale / self._micro_steps
+            parameter.grad = mean if parameter.grad is None else parameter.grad + mean
 
     def _observe(self, inputs: Mapping[str, Any]) -> None:
         """Evaluate every term on one batch, for `eval_loss/<name>`."""

@@ -50,7 +50,7 @@ class LayerwiseLoss(DistillationLoss):
 
     def bind(self, student: Anatomy, teacher: Anatomy) -> None:
         """Resolve the layer map and build the projectors."""
-        self.pairs = self.layers.resolve(student.depth, teacher.depth)
+        self.pairs = self.paired(student, teacher)
         self.images = (Grid(student.prefix_tokens, student.grid), Grid(teacher.prefix_tokens, teacher.grid))
         if not self.projects:
             return
@@ -59,6 +59,10 @@ class LayerwiseLoss(DistillationLoss):
         made = [(projector.student_width, projector.teacher_width) for projector in self._made()]
         if made != [widths] * wanted:
             self.projectors = nn.ModuleList(Projector(*widths) for _ in range(wanted))
+
+    def paired(self, student: Anatomy, teacher: Anatomy) -> tuple[tuple[int, int], ...]:
+        """The pairs of layers to compare; those of the layer map unless a loss chooses others."""
+        return self.layers.resolve(student.depth, teacher.depth)
 
     def needs(self) -> tuple[Needs, Needs]:
         """The hidden states of the mapped layers."""
