@@ -8,6 +8,7 @@ from torch.nn import functional as F
 
 from hfdistill.anatomy import Anatomy
 from hfdistill.losses.base import DistillationLoss
+from hfdistill.losses.method import Method
 from hfdistill.representations import IGNORE_INDEX, Batch, Needs, Representations
 from hfdistill.schedules import Schedule
 
@@ -31,6 +32,18 @@ class TaskLoss(DistillationLoss):
     Raises:
         ValueError: the batch has no labels, or their shape does not fit the logits.
     """
+
+    method = Method(
+        evidence=(
+            "hinton_total",
+            "equal to the loss of transformers' own heads in tests/losses/test_task.py",
+        ),
+        restrictions=(
+            "classification, regression (one output), several labels per row, token classification, masked and causal "
+            "language models from logits and labels",
+            "of other heads (question answering) the loss that the head returns",
+        ),
+    )
 
     def __init__(self, label_smoothing: float | None = None, weight: float | Schedule = 1.0) -> None:
         super().__init__(weight)

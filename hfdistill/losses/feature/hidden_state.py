@@ -7,6 +7,7 @@ from torch import Tensor
 from hfdistill import functional
 from hfdistill.losses.base import choose
 from hfdistill.losses.layerwise import Layers, LayerwiseLoss
+from hfdistill.losses.method import Method, Paper
 from hfdistill.schedules import Schedule
 
 
@@ -33,6 +34,36 @@ class HiddenStateLoss(LayerwiseLoss):
     Raises:
         ValueError: an unknown metric; a layer map that does not fit the two depths.
     """
+
+    method = Method(
+        papers=(
+            Paper("Romero et al.", 2015, "FitNets: Hints for Thin Deep Nets", "https://arxiv.org/abs/1412.6550"),
+            Paper(
+                "Jiao et al.",
+                2020,
+                "TinyBERT: Distilling BERT for Natural Language Understanding",
+                "https://arxiv.org/abs/1909.10351",
+            ),
+            Paper(
+                "Sanh et al.",
+                2019,
+                "DistilBERT, a distilled version of BERT: smaller, faster, cheaper and lighter",
+                "https://arxiv.org/abs/1910.01108",
+            ),
+        ),
+        evidence=(
+            "hand/hint",
+            "hint/plain",
+            "hint/masked",
+            "hint/projected",
+            "hand/cos_orth",
+            "hidden_cos/masked",
+        ),
+        restrictions=(
+            "the same tokens on both sides",
+            "a student deeper than its teacher needs explicit pairs of layers",
+        ),
+    )
 
     def __init__(
         self,

@@ -8,6 +8,7 @@ from torch import Tensor
 from hfdistill import functional
 from hfdistill.losses.base import choose
 from hfdistill.losses.layerwise import Layers, LayerwiseLoss
+from hfdistill.losses.method import Method, Paper
 from hfdistill.losses.pooling import POOLINGS, pooled_vector
 from hfdistill.representations import Batch, Representations
 from hfdistill.schedules import Schedule
@@ -35,6 +36,31 @@ class PatienceLoss(LayerwiseLoss):
     Raises:
         ValueError: an unknown pooling or reduction; a layer map that does not fit the two depths.
     """
+
+    method = Method(
+        papers=(
+            Paper(
+                "Sun et al.",
+                2019,
+                "Patient Knowledge Distillation for BERT Model Compression",
+                "https://arxiv.org/abs/1908.09355",
+            ),
+        ),
+        evidence=(
+            "hand/pkd_opposite",
+            "pkd",
+            "pkd/unnormalised",
+            "pkd/paper",
+            "map/pkd_skip_6_12",
+            "map/pkd_last_6_12",
+        ),
+        restrictions=(
+            "the same tokens on both sides",
+            "a student deeper than its teacher needs explicit pairs of layers",
+            "one vector per row: pooling='cls' is for models with a first token that stands for the row, 'last' for "
+            "causal ones",
+        ),
+    )
 
     def __init__(
         self,

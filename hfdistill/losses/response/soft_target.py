@@ -9,6 +9,7 @@ from torch import Tensor
 from hfdistill import functional
 from hfdistill.losses.base import choose
 from hfdistill.losses.logits import SoftenedLogitLoss, Targets
+from hfdistill.losses.method import Method, Paper
 from hfdistill.schedules import Schedule
 
 _DIVERGENCES = ("kl", "cross_entropy", "mse")
@@ -40,6 +41,35 @@ class SoftTargetLoss(SoftenedLogitLoss):
         TypeError: `temperature` is neither a number nor a Schedule.
     """
 
+    method = Method(
+        papers=(
+            Paper(
+                "Hinton, Vinyals and Dean",
+                2015,
+                "Distilling the Knowledge in a Neural Network",
+                "https://arxiv.org/abs/1503.02531",
+            ),
+            Paper("Ba and Caruana", 2014, "Do Deep Nets Really Need to be Deep?", "https://arxiv.org/abs/1312.6184"),
+        ),
+        evidence=(
+            "hand/kd_kl_T1",
+            "kd_kl/T1.0",
+            "kd_kl/T2.0",
+            "kd_kl/T4.0",
+            "kd_kl/tokens_masked",
+            "soft_ce/T3",
+            "soft_ce_elementmean/tinybert",
+            "logit_mse",
+            "deit/soft",
+            "by hand in tests/losses/test_soft_target.py",
+        ),
+        restrictions=(
+            "the same number of classes on both sides, in the same order (FrozenTeacher(label_map=[...]) reorders and "
+            "chooses)",
+            "with one output it is the squared difference, whatever `divergence` says",
+            "one vocabulary for language models",
+        ),
+    )
     fewest_classes: ClassVar[int] = 1
 
     def __init__(
