@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from hfdistill.anatomy import Anatomy
+from hfdistill.objective import Objective
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase, TrainingArguments
@@ -118,6 +119,24 @@ def check_arguments(args: TrainingArguments) -> None:
             "reentrant activation checkpointing gives silently wrong gradients for captured attention and hidden "
             "states. Set activation_checkpointing_kwargs={'use_reentrant': False}, the default."
         )
+
+
+def check_batch_size(args: TrainingArguments, objective: Objective) -> None:
+    """Refuse batches of so few rows that a loss over the relations between them is always 0.
+
+    Raises:
+        ValueError: with the batch size that would do.
+    """
+    for name in objective:
+        loss = objective[name]
+        rows = args.per_device_train_batch_size * (args.world_size if loss.gather else 1)
+        if rows < loss.fewest_rows:
+            raise ValueError(
+                f"objective term {name!r} ({type(loss).__name__}) relates the rows of a batch and needs at least "
+                f"{loss.fewest_rows} of them, got {rows}: it would always be 0 and teach nothing; gradient "
+                "accumulation does not enlarge a batch. Set per_device_train_batch_size to "
+                f"{loss.fewest_rows} or more (32 or more is usual)."
+            )
 
 
 def check_dataset(dataset: object) -> None:

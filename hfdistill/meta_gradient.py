@@ -6,7 +6,7 @@ differentiated through all of these steps, down to the meta networks. The real s
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -79,6 +79,19 @@ def meta_gradients(
         outcome = task(shown(weights), Representations(), batch)
     gradients = torch.autograd.grad(outcome, meta, allow_unused=True)
     return [torch.zeros_like(value) if found is None else found for value, found in zip(meta, gradients, strict=True)]
+
+
+def add_meta_gradients(loss: BilevelLoss, gradients: list[Tensor], share: Callable[[Tensor], Tensor]) -> None:
+    """Add to the gradients of the meta networks' parameters.
+
+    Args:
+        loss: whose meta networks.
+        gradients: see `meta_gradients`.
+        share: what a gradient counts in this update (the mean over processes, over micro-batches).
+    """
+    for parameter, gradient in zip(loss.meta_networks().parameters(), gradients, strict=True):
+        added = share(gradient)
+        parameter.grad = added if parameter.grad is None else parameter.grad + added
 
 
 def _weights(module: nn.Module, leaving_out: nn.Module) -> Weights:

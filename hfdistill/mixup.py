@@ -165,7 +165,7 @@ class MixedBatch:
 
         Raises:
             TypeError: a model without a token embedding.
-            ValueError: an embedding that returns anything but one vector per token.
+            ValueError: an embedding that returns anything but one vector per token, or that was not called.
         """
         ids, root = self.partner_ids, base_model(model)
         if ids is None:
@@ -180,7 +180,7 @@ class MixedBatch:
 
         def hook(embedding: nn.Module, _: tuple[Any, ...], output: Any) -> Any:
             nonlocal done
-            if done:  # a decoder that shares it embeds its own tokens
+            if done:  # whatever else it embeds in the same pass
                 return None
             done = True
             if not isinstance(output, Tensor) or output.shape[:-1] != ids.shape:
@@ -196,6 +196,12 @@ class MixedBatch:
             yield
         finally:
             handle.remove()
+        if not done:
+            raise ValueError(
+                f"expected {type(root).__name__} to embed its tokens with what get_input_embeddings names, but that "
+                "module was not called, so nothing was mixed (encoders and decoders that embed for themselves, a "
+                "forward pass outside the context). Train this model without mixup."
+            )
 
     def task_loss(self, output: Mapping[str, Any], labels: Tensor | None) -> Tensor:
         """Cross-entropy with the labels of both rows, in place of the task's own; see mixed_cross_entropy.

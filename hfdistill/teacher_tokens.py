@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from hfdistill.representations import TEACHER_PREFIX
+from hfdistill.representations import SAMPLE_INDEX, TEACHER_PREFIX
 
 
 class TeacherTokensCollator:
@@ -49,3 +49,21 @@ def own_inputs(inputs: Mapping[str, Any]) -> dict[str, Any]:
     return {
         name.removeprefix(TEACHER_PREFIX): value for name, value in inputs.items() if name.startswith(TEACHER_PREFIX)
     }
+
+
+def without_teachers(inputs: Mapping[str, Any], ours: Sequence[str], theirs: Sequence[str]) -> dict[str, Any]:
+    """The student's share of a batch: without what only the teacher takes, and without the rows' numbers.
+
+    Args:
+        inputs: the batch.
+        ours: argument names of the student's `forward`.
+        theirs: those of the teacher's.
+    """
+    unknown = {SAMPLE_INDEX, *theirs} - set(ours)
+    names = [name for name in inputs if name not in unknown and not name.startswith(TEACHER_PREFIX)]
+    return {name: inputs[name] for name in names}
+
+
+def teacher_columns(theirs: Sequence[str]) -> tuple[str, ...]:
+    """Columns of a data set that a teacher with these arguments may be given."""
+    return (*theirs, *(f"{TEACHER_PREFIX}{name}" for name in theirs))

@@ -24,21 +24,23 @@ from hfdistill.attachment import SUBMODULE, Attachment, Request, given_task_loss
 from hfdistill.capture import capture
 from hfdistill.compatibility import (
     check_arguments,
+    check_batch_size,
     check_dataset,
     check_optimizer,
 )
 from hfdistill.configuration import as_objective
 from hfdistill.freezing import LayerFreezing
 from hfdistill.losses.bilevel import BilevelLoss
-from hfdistill.meta_gradient import meta_gradients
+from hfdistill.meta_gradient import add_meta_gradients, meta_gradients
 from hfdistill.objective import Objective, ObjectiveResult
 from hfdistill.objective_state import load_objective, save_objective
 from hfdistill.pairing import bind_objective, check_same_tokens, settled_teacher
 from hfdistill.perturbation import perturbation, shifted_embeddings
-from hfdistill.representations import SAMPLE_INDEX, TEACHER_PREFIX, Batch, Representations
+from hfdistill.representations import SAMPLE_INDEX, Batch, Representations
 from hfdistill.sample_index import class_labels, indexed_rows
 from hfdistill.schedules import Constant
 from hfdistill.student_state import restore_renamed
+from hfdistill.teacher_tokens import teacher_columns, without_teachers
 from hfdistill.teacher_watch import TeacherWatch
 from hfdistill.teachers import Teacher
 from hfdistill.term_averages import TermAverages
@@ -82,6 +84,7 @@ class DistillationTrainer(Trainer):
         self.settings = DistillationSettings.of(self.args)
         self.objective: Objective = as_objective(objective)
         check_arguments(self.args)
+        check_batch_size(self.args, self.objective)
         check_dataset(self.train_dataset)
         self.student_anatomy = Anatomy.of(self.student)
         self.teacher = settled_teacher(teacher, self.student, self.settings.teacher_dtype)
@@ -244,9 +247,8 @@ class DistillationTrainer(Trainer):
     def _set_signature_columns_if_needed(self) -> None:
         super()._set_signature_columns_if_needed()
         columns: Any = self._signature_columns  # without the teacher's, what only it reads would be dropped as unused
-        teacher = () if self.teacher is None else self.teacher.anatomy.input_names
-        ours = (SAMPLE_INDEX, *teacher, *(f"{TEACHER_PREFIX}{name}" for name in teacher))
-        columns.extend(name for name in ours if name not in columns)
+        read = () if self.teacher is None else teacher_columns(self.teacher.anatomy.input_names)
+        columns.extend(name for name in (SAMPLE_INDEX, *read) if name not in columns)
 
     def _batch(self, inputs: Mapping[str, Any]) -> Batch:
         batch = Batch.of(inputs, self._label_name(), self._progress())
@@ -261,9 +263,7 @@ class DistillationTrainer(Trainer):
 
     def _student_inputs(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
         theirs = () if self.teacher is None else self.teacher.anatomy.input_names
-        unknown = {SAMPLE_INDEX, *theirs} - set(self.student_anatomy.input_names)
-        names = [name for name in inputs if name not in unknown and not name.startswith(TEACHER_PREFIX)]
-        return {name: inputs[name] for name in names}
+        return without_teachers(inputs, self.student_anatomy.input_names, theirs)
 
     def _teach(self, inputs: Mapping[str, Any], batch: Batch) -> Representations:
         _, needs = self.objective.needs(batch.progress)
@@ -291,13 +291,14 @@ class DistillationTrainer(Trainer):
     def _perturbation(
         self, model: nn.Module, student_inputs: dict[str, Any], attachment: Attachment, request: Request
     ) -> Tensor | None:
-        epsilon = self.settings.embedding_perturbation
-        if not epsilon:
+        if not self.settings.embedding_perturbation:
             return None
         student = self.accelerator.unwrap_model(model)  # autograd.grad must not go through DDP
+        objective = attachment.objective.eval()  # this pass must not be noted in memory banks: the next one is
         with shifted_embeddings(self.student, None) as seen, attachment.request(request):
             _, result = student(**student_inputs)
-        return perturbation(result.loss, seen[0], epsilon)
+        objective.train()
+        return perturbation(result.loss, seen[0], self.settings.embedding_perturbation)
 
     def _learn_to_teach(self, loss: BilevelLoss, inputs: dict[str, Any]) -> None:
         batch = self._batch(inputs)
@@ -305,9 +306,8 @@ class DistillationTrainer(Trainer):
         with self.accelerator.autocast():
             gradients = meta_gradients(self.student, loss, self._student_inputs(inputs), taught, batch, rate)
         scale = 1.0 if self.accelerator.scaler is None else self.accelerator.scaler.get_scale()
-        for parameter, gradient in zip(loss.meta_networks().parameters(), gradients, strict=True):
-            mean = self.accelerator.reduce(gradient, reduction="mean") * scale / self._micro_steps
-            parameter.grad = mean if parameter.grad is None else parameter.grad + mean
+        share = scale / self._micro_steps
+        add_meta_gradients(loss, gradients, lambda own: self.accelerator.reduce(own, reduction="mean") * share)
 
     def _observe(self, inputs: Mapping[str, Any]) -> None:
         """Evaluate every term on one batch, for `eval_loss/<name>`."""

@@ -4,8 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from hfdistill.cli import main, methods
+from hfdistill.cli import main
 from hfdistill.losses import CATALOGUE
+from hfdistill.methods import as_text
 from hfdistill.presets import PRESETS
 
 
@@ -20,7 +21,7 @@ def test_methods_lists_every_preset_and_loss_with_its_paper(capsys: pytest.Captu
 
 def test_methods_names_the_kind_of_knowledge():
     """Response, feature and relation are the survey's words for what is transferred."""
-    text = methods()
+    text = as_text()
     assert "SoftTargetLoss (response)" in text
     assert "HiddenStateLoss (feature)" in text
     assert "AttentionRelationLoss (relation)" in text
@@ -59,7 +60,7 @@ def test_a_missing_recipe_is_refused(tmp_path: Path, capsys: pytest.CaptureFixtu
 
 def test_methods_names_what_each_loss_needs() -> None:
     """Whether a method runs on a family depends on what that family can show (docs/families.md)."""
-    text = methods()
+    text = as_text()
     for kind in ("logits", "hidden states", "projections"):
-        assert f"Needs of the student: {kind}." in text
-    assert "Losses: HiddenStateLoss, AttentionMapLoss, SoftTargetLoss." in text
+        assert f"Needs: {kind} of the student" in text
+    assert "1 hidden (HiddenStateLoss)" in text

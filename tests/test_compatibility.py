@@ -18,6 +18,7 @@ from transformers import PreTrainedTokenizerFast, TrainingArguments
 from hfdistill.anatomy import Anatomy
 from hfdistill.compatibility import (
     check_arguments,
+    check_batch_size,
     check_dataset,
     check_distinct,
     check_label_order,
@@ -177,6 +178,26 @@ def test_an_empty_dataset_is_refused() -> None:
         check_dataset([])
     for dataset in ([1], None, iter([])):  # a stream has no length before it is read
         check_dataset(dataset)
+
+
+class ThreeRowsLoss(HiddenStateLoss):
+    """A relation between three rows."""
+
+    fewest_rows = 3
+
+
+@pytest.mark.parametrize(("rows", "gather", "fits"), [(2, False, False), (3, False, True), (2, True, True)])
+def test_batches_too_small_for_a_relation_are_refused(rows: int, gather: bool, fits: bool, tmp_path: Path) -> None:
+    """The loss would be 0 in every step, and the run would look like a very good one."""
+    arguments = TrainingArguments(output_dir=str(tmp_path), use_cpu=True, per_device_train_batch_size=rows)
+    vars(arguments)["distributed_state"] = SimpleNamespace(num_processes=2)
+    loss = ThreeRowsLoss()
+    loss.gather = gather
+    if fits:
+        check_batch_size(arguments, Objective(three=loss))
+        return
+    with pytest.raises(ValueError, match=r"'three'.*at least 3 of them, got 2.*per_device_train_batch_size to 3"):
+        check_batch_size(arguments, Objective(three=loss))
 
 
 def test_an_optimizer_without_the_projectors_is_refused() -> None:

@@ -36,6 +36,12 @@ class DistillationLoss(nn.Module, ABC):
     indexed: ClassVar[bool] = False
     """Whether the loss keeps something for each training row: then `bind_data` is called and batches have an index."""
 
+    fewest_rows: ClassVar[int] = 1
+    """Rows that a batch needs for the loss to teach anything; fewer (the last batch of an epoch) give 0."""
+
+    gather: bool = False
+    """Whether the loss sees the rows of all processes as one batch."""
+
     same_tokens: ClassVar[bool] = True
     """Whether the two models must read the same tokens; False: each may have its own tokenizer."""
 

@@ -10,6 +10,7 @@ from torch import Tensor
 from hfdistill import functional
 from hfdistill.anatomy import Anatomy
 from hfdistill.losses.layerwise import AttentionLoss, Layers
+from hfdistill.losses.method import Method, Paper
 from hfdistill.representations import Attention, Batch, Needs
 from hfdistill.schedules import Schedule
 
@@ -46,6 +47,36 @@ class AttentionRelationLoss(AttentionLoss):
         ValueError: an unknown relation; a width that the relation heads do not divide; heads that differ where
             `relation_heads` is None; a family that does not show its projections.
     """
+
+    method = Method(
+        papers=(
+            Paper(
+                "Wang et al.",
+                2020,
+                "MiniLM: Deep Self-Attention Distillation for Task-Agnostic Compression of Pre-Trained Transformers",
+                "https://arxiv.org/abs/2002.10957",
+            ),
+            Paper(
+                "Wang et al.",
+                2021,
+                "MiniLMv2: Multi-Head Self-Attention Relation Distillation for Compressing Pretrained Transformers",
+                "https://arxiv.org/abs/2012.15828",
+            ),
+        ),
+        evidence=(
+            "minilm/relation",
+            "minilm/v1",
+            "minilm/v2",
+            "written out row by row in tests/losses/test_attention_relation.py",
+        ),
+        restrictions=(
+            "relation heads that divide both widths, or equal numbers of heads",
+            "families inside transformers' AttentionInterface only",
+            "with grouped keys (Llama, Qwen) 'query-key' is not available, because the keys are narrower than the "
+            "queries",
+        ),
+        unverified="48 relation heads as MiniLMv2's choice for a base-sized teacher",
+    )
 
     def __init__(
         self,
