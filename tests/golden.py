@@ -94,11 +94,18 @@ def deviation(got: Any, expected: Any, floor: float) -> float:
     return distance if distance == distance else float("inf")  # NaN
 
 
+def tensors(value: list[Any], dtype: torch.dtype) -> Any:
+    """A nested list as a tensor, or, where its entries are of several shapes (layers), as a list of them."""
+    try:
+        return torch.tensor(value, dtype=dtype)
+    except (TypeError, ValueError):
+        return [tensors(entry, dtype) for entry in value]
+
+
 def evaluate(case: Case, dtype: torch.dtype) -> tuple[Any, dict[str, Any]]:
     """Call the package on a case's inputs; return the result, taken as the case says, and the inputs as given."""
     inputs = {
-        name: torch.tensor(value, dtype=dtype) if isinstance(value, list) else value
-        for name, value in case["inputs"].items()
+        name: tensors(value, dtype) if isinstance(value, list) else value for name, value in case["inputs"].items()
     }
     wrt = (case.get("grad") or {}).get("wrt")
     if isinstance(inputs.get(wrt), Tensor):
