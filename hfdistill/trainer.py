@@ -83,6 +83,8 @@ class DistillationTrainer(Trainer):
             self.accelerator.ddp_handler.find_unused_parameters = True
         self.settings = DistillationSettings.of(self.args)
         self.objective: Objective = as_objective(objective)
+        if self.args.ddp_broadcast_buffers is None and self.objective.indexed:  # every process writes the same banks
+            self.accelerator.ddp_handler.broadcast_buffers = False
         check_arguments(self.args)
         check_batch_size(self.args, self.objective)
         check_dataset(self.train_dataset)

@@ -38,15 +38,8 @@ LINES = (
 LOSS_BASES = tuple(
     f"losses.{name}"
     for name in (
-        "base",
-        "batch_relation",
-        "bilevel",
-        "gathering",
-        "layerwise",
-        "logits",
-        "method",
-        "places",
-        "pooling",
+        *("base", "batch_relation", "bilevel", "embedding", "gathering", "layerwise"),
+        *("logits", "memory", "method", "places", "pooling"),
     )
 )
 # What a module may import of its own line. A folder's __init__ may import the folder's modules besides.

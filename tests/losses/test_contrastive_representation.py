@@ -9,7 +9,6 @@ from toy_representations import STUDENT, TEACHER, toy_anatomy, toy_scene
 
 from hfdistill.losses import ContrastiveRepresentationLoss
 from hfdistill.losses.pooling import pooled_vector
-from hfdistill.losses.relation.contrastive_representation import other_rows
 
 
 def test_the_value_is_cos_nce_summed_over_layers() -> None:
@@ -54,13 +53,6 @@ def test_rows_of_padding_alone_neither_learn_nor_repel() -> None:
     torch.testing.assert_close(loss(*holed.parts()), loss(*without.parts()))
     assert loss(*full.parts()) != loss(*holed.parts())
     assert loss.count(holed.batch) == 2
-
-
-def test_other_rows_are_all_but_ones_own() -> None:
-    """A row among its own negatives would be pushed away from its teacher."""
-    others = other_rows(torch.arange(4.0)[:, None])
-    assert [sorted(row.flatten().tolist()) for row in others] == [[1, 2, 3], [0, 2, 3], [0, 1, 3], [0, 1, 2]]
-    assert other_rows(torch.zeros(1, 5)).shape == (1, 0, 5)
 
 
 def test_the_embedding_output_can_be_kept() -> None:

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import torch
+from typing import ClassVar
+
 from torch import Tensor
 
-from hfdistill import functional
-from hfdistill.losses.base import choose
-from hfdistill.losses.layerwise import Layers, LayerwiseLoss
-from hfdistill.losses.pooling import POOLINGS, pooled_vector
-from hfdistill.representations import Batch, Representations
+from hfdistill.functional.contrastive import cos_nce_in_batch
+from hfdistill.losses.batch_relation import BatchRelationLoss
+from hfdistill.losses.layerwise import Layers
+from hfdistill.losses.method import Method, Paper
 from hfdistill.schedules import Schedule
 
 
-class ContrastiveRepresentationLoss(LayerwiseLoss):
+class ContrastiveRepresentationLoss(BatchRelationLoss):
     """Pull each row towards the teacher's vector of the same row, and away from those of the other rows.
 
     With g(x, y) = 1 - cos(x, y), z the student's vector, z+ the teacher's, and n_1..n_K the teacher's vectors of the
@@ -29,46 +29,51 @@ class ContrastiveRepresentationLoss(LayerwiseLoss):
         layers: which student layer learns from which teacher layer.
         embeddings: False leaves the embedding output out of the map; True keeps it where the map has it.
         pooling: "mean" of the real tokens, "cls", or "last" real token.
+        gather: take the rows of all processes as negatives instead of each process's own.
         weight: see DistillationLoss.
 
     Raises:
         ValueError: an unknown pooling; a layer map that does not fit the two depths.
     """
 
+    method = Method(
+        papers=(
+            Paper(
+                "Fu et al.",
+                2021,
+                "LRC-BERT: Latent-representation Contrastive Knowledge Distillation for Natural Language "
+                "Understanding",
+                "https://arxiv.org/abs/2012.07335",
+            ),
+        ),
+        evidence=(
+            "cos_nce",
+            "hand/cos_nce_best",
+            "hand/cos_nce_worst",
+            "written out row by row in tests/losses/test_contrastive_representation.py",
+        ),
+        restrictions=(
+            "negatives are the other rows of the micro-batch: its value depends on the batch size, and accumulation "
+            "does not add negatives",
+            "a batch of one row has no negatives",
+        ),
+        unverified="the paper's number of negatives, its layers and the vector that it compares",
+    )
+
+    projects: ClassVar[bool] = True
+
     def __init__(
         self,
         layers: Layers = "uniform",
         embeddings: bool = False,
         pooling: str = "mean",
+        gather: bool = False,
         weight: float | Schedule = 1.0,
     ) -> None:
-        super().__init__(layers, weight=weight)
-        self.pooling = choose("pooling", pooling, tuple(POOLINGS))
+        super().__init__(layers, pooling, gather, weight)
         if not embeddings:
             self.layers = self.layers.without_embeddings()
 
-    def forward(self, student: Representations, teacher: Representations, batch: Batch) -> Tensor:
-        """Sum over the mapped layers."""
-        values = []
-        for position, (ours, theirs) in enumerate(self.pairs):
-            vector = self.project(position, pooled_vector(student.hidden_states[ours], batch.mask, self.pooling))
-            target = pooled_vector(teacher.hidden_states[theirs], batch.mask, self.pooling)
-            values.append(self.compare(vector, target, batch.real_rows()))
-        return torch.stack(values).sum()
-
     def compare(self, student: Tensor, teacher: Tensor, mask: Tensor | None) -> Tensor:
-        """COS-NCE of one pair of layers; student, teacher: (B, D); mask: (B,), True = a row counts, or None."""
-        negative_mask = None if mask is None else other_rows(mask)
-        return functional.cos_nce(student, teacher, other_rows(teacher), negative_mask, mask)
-
-    def count(self, batch: Batch) -> Tensor:
-        """Rows."""
-        return batch.row_count()
-
-
-def other_rows(vectors: Tensor) -> Tensor:
-    """For each row all the others: (B, ...) -> (B, B - 1, ...)."""
-    size = vectors.shape[0]
-    steps = torch.arange(1, size, device=vectors.device)  # (B - 1,)
-    rows = torch.arange(size, device=vectors.device)[:, None]  # (B, 1)
-    return vectors[(rows + steps) % size]  # (B, B - 1, ...)
+        """COS-NCE of one pair of layers."""
+        return cos_nce_in_batch(student, teacher, mask)
