@@ -11,8 +11,9 @@ from datasets import Dataset
 from toy_models import toy_bert
 from training_toys import collate, text_rows, trainer_of
 
-from hfdistill import Batch, FrozenTeacher, Needs, Objective, TaskLoss
+from hfdistill import Batch, FrozenTeacher, Needs, Objective, SoftTargetLoss, TaskLoss
 from hfdistill.losses.batch_relation import BatchRelationLoss
+from hfdistill.losses.response.cross_vocabulary import UniversalLogitLoss
 from hfdistill.teacher_tokens import TeacherTokensCollator
 
 
@@ -58,6 +59,18 @@ def test_each_model_reads_its_own_tokens(tmp_path: Path) -> None:
         with torch.no_grad():
             direct = teacher.model.base_model(ids, attention_mask=call["inputs"]["teacher_attention_mask"])
         torch.testing.assert_close(state, direct.last_hidden_state)
+
+
+def test_tokenizers_may_differ_where_no_loss_compares_tokens(tmp_path: Path) -> None:
+    """Sorted probabilities need no common vocabulary; soft targets do, and must go on being refused."""
+    given = {
+        "rows": two_tokenizations(),
+        "teacher": toy_bert(vocabulary=80, layers=3, width=24),
+        "data_collator": TeacherTokensCollator(collate, collate),
+    }
+    trainer_of(tmp_path, Objective(task=TaskLoss(), kd=UniversalLogitLoss()), **given).train()
+    with pytest.raises(ValueError, match="vocabularies of different size"):
+        trainer_of(tmp_path, Objective(task=TaskLoss(), kd=SoftTargetLoss()), **given)
 
 
 def test_the_batch_knows_both_masks() -> None:

@@ -109,9 +109,8 @@ class LogitLoss(DistillationLoss):
         """Rows, or tokens, that are not ignored."""
         if batch.labels is None and self.token_level:
             return batch.token_count()
-        labels = batch.labels
-        if self.causal and labels is not None:
-            return (next_labels(labels) != IGNORE_INDEX).sum().float()
+        if self.causal and batch.labels is not None:
+            return (next_labels(batch.labels, batch.mask) != IGNORE_INDEX).sum().float()
         return batch.label_count()
 
     def _labels(self, logits: Tensor, batch: Batch) -> Tensor | None:
@@ -119,7 +118,7 @@ class LogitLoss(DistillationLoss):
         labels = batch.labels
         if labels is None or labels.is_floating_point() or labels.shape != logits.shape[:-1]:
             return None
-        return next_labels(labels) if self.causal else labels
+        return next_labels(labels, batch.mask) if self.causal else labels
 
 
 class SoftenedLogitLoss(LogitLoss):
@@ -144,6 +143,12 @@ class SoftenedLogitLoss(LogitLoss):
             )
 
 
-def next_labels(labels: Tensor) -> Tensor:
-    """Labels (B, N) of the token after each; the last position predicts nothing."""
-    return F.pad(labels[:, 1:], (0, 1), value=IGNORE_INDEX)
+def next_labels(labels: Tensor, mask: Tensor | None = None) -> Tensor:
+    """Labels (B, N) of the token after each; the last position predicts nothing, nor does padding on the left.
+
+    Args:
+        labels: (B, N) of each token.
+        mask: (B, N), 1 = real token, or None.
+    """
+    shifted = F.pad(labels[:, 1:], (0, 1), value=IGNORE_INDEX)
+    return shifted if mask is None else shifted.masked_fill(~mask.bool(), IGNORE_INDEX)

@@ -150,6 +150,23 @@ def test_unknown_words_list_the_accepted_ones() -> None:
         SoftTargetLoss(reduction="sum")
 
 
+def test_padding_on_the_left_predicts_nothing() -> None:
+    """The place before the first token is labelled with it, but what stands there is padding."""
+    causal = toy_anatomy(head="ForCausalLM")
+    loss = SoftTargetLoss()
+    loss.bind(causal, causal)
+    labels, mask = torch.tensor([[-100, 1, 2, 0]]), torch.tensor([[0, 1, 1, 1]])
+    logits = torch.randn(2, 1, 4, 3)
+    padded = logits.clone()
+    padded[:, :, 0] = 1e9
+    values = [
+        loss(Representations(ours), Representations(theirs), Batch(1, labels, mask))
+        for ours, theirs in (logits, padded)
+    ]
+    torch.testing.assert_close(values[0], values[1])
+    assert loss.count(Batch(1, labels, mask)) == 2
+
+
 def test_a_causal_position_counts_where_the_token_after_it_is_labelled() -> None:
     """With a masked prompt the first answer token is predicted at the prompt's end, which is labelled -100."""
     causal = toy_anatomy(head="ForCausalLM")

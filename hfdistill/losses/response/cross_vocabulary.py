@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import torch
 from torch import Tensor
 
@@ -67,6 +69,8 @@ class UniversalLogitLoss(DistillationLoss):
             "positions are matched by order, not by text",
         ),
     )
+
+    same_tokens: ClassVar[bool] = False
 
     def __init__(
         self,
