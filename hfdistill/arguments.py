@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 from transformers import TrainingArguments
+
+from hfdistill.mixup import UncertaintyMixup
 
 
 @dataclass
@@ -20,8 +23,14 @@ class DistillationTrainingArguments(TrainingArguments):
         embedding_perturbation: length epsilon of LRC-BERT's gradient perturbation of the embedding output; 0 is off.
             Costs one more forward and backward pass of the student per step.
 
+        uncertainty_mixup: teach only the rows that the student is least sure of, the others mixed in (UNIX); costs one
+            more forward pass of the student without gradients, and saves a share of the teacher's and the student's
+            training pass. The objective's terms are means over the kept rows.
+        uncertainty_mixup_kwargs: options of UncertaintyMixup: keep, unmixed, sharpness, strategy.
+
     Raises:
-        ValueError: a negative perturbation.
+        ValueError: a negative perturbation; options of mixup that do not fit; both at once.
+        TypeError: an unknown option of mixup.
     """
 
     teacher_dtype: str = field(
@@ -35,9 +44,24 @@ class DistillationTrainingArguments(TrainingArguments):
         default=0.0, metadata={"help": "Epsilon of LRC-BERT's gradient perturbation of the embeddings; 0 is off."}
     )
 
+    uncertainty_mixup: bool = field(
+        default=False, metadata={"help": "Teach only the rows that the student is least sure of, others mixed in."}
+    )
+    uncertainty_mixup_kwargs: dict[str, Any] | str | None = field(
+        default=None, metadata={"help": "Options of uncertainty_mixup: keep, unmixed, sharpness, strategy."}
+    )
+    _VALID_DICT_FIELDS = [*TrainingArguments._VALID_DICT_FIELDS, "uncertainty_mixup_kwargs"]  # noqa: RUF012 the base's
+
     def __post_init__(self) -> None:
         """Check what distillation adds, then everything else."""
         super().__post_init__()  # type: ignore[no-untyped-call]
+        if self.uncertainty_mixup:
+            UncertaintyMixup(**(self.uncertainty_mixup_kwargs or {}))  # type: ignore[arg-type]
+        if self.uncertainty_mixup and self.embedding_perturbation:
+            raise ValueError(
+                "uncertainty_mixup and embedding_perturbation both change the embeddings of one pass, and which comes "
+                "first is not defined. Set one of them."
+            )
         if self.embedding_perturbation < 0:
             raise ValueError(
                 f"embedding_perturbation must be 0 (off) or above, got {self.embedding_perturbation}: it is the "
@@ -52,10 +76,13 @@ class DistillationSettings:
     teacher_dtype: str = "float32"
     eval_objective: bool = False
     embedding_perturbation: float = 0.0
+    uncertainty_mixup: UncertaintyMixup | None = None
 
     @classmethod
     def of(cls, args: TrainingArguments) -> DistillationSettings:
         """The settings in `args`, or the defaults where these are plain TrainingArguments."""
         if not isinstance(args, DistillationTrainingArguments):
             return cls()
-        return cls(args.teacher_dtype, args.eval_objective, args.embedding_perturbation)
+        options: Any = args.uncertainty_mixup_kwargs or {}
+        mixup = UncertaintyMixup(**options) if args.uncertainty_mixup else None
+        return cls(args.teacher_dtype, args.eval_objective, args.embedding_perturbation, mixup)

@@ -164,3 +164,10 @@ def given_task_loss(
     if function is not None:
         return function(output, labels)
     return None if student.head in PLAIN_HEADS else output.get("loss")
+
+
+def task_loss_of(function: Callable[..., Tensor] | None) -> Callable[[Any, Tensor | None], Tensor] | None:
+    """The Trainer's `compute_loss_func` as a function of output and labels alone, which we scale ourselves."""
+    if function is None:
+        return None
+    return lambda output, labels: function(output, labels, num_items_in_batch=None)

@@ -11,7 +11,7 @@ This module chooses, mixes and puts the embeddings in; who trains, and what is l
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
@@ -202,6 +202,10 @@ class MixedBatch:
                 "module was not called, so nothing was mixed (encoders and decoders that embed for themselves, a "
                 "forward pass outside the context). Train this model without mixup."
             )
+
+    def task_loss_function(self) -> Callable[[Any, Tensor | None], Tensor] | None:
+        """`task_loss` where rows have class labels; None where the task's own loss is right."""
+        return None if self.partner_labels is None else self.task_loss
 
     def task_loss(self, output: Mapping[str, Any], labels: Tensor | None) -> Tensor:
         """Cross-entropy with the labels of both rows, in place of the task's own; see mixed_cross_entropy.

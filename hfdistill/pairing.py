@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from accelerate import Accelerator
 from torch import nn
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers import AutoTokenizer, PreTrainedTokenizerBase, TrainingArguments
 
 from hfdistill.anatomy import Anatomy, base_model
 from hfdistill.capture import check_attention
@@ -46,24 +47,25 @@ def settled_teacher(
 def check_same_tokens(
     student: Anatomy,
     teacher: Anatomy,
-    ours: PreTrainedTokenizerBase | None,
+    processing_class: object,
     theirs: PreTrainedTokenizerBase | None,
-    name: str | None,
+    given: object,
 ) -> None:
     """Refuse two models that read one batch of ids as different texts.
 
     Args:
         student: the student's anatomy.
         teacher: the teacher's.
-        ours: the student's tokenizer, if known.
-        theirs: the teacher's, if given.
-        name: of a teacher by name, from which its tokenizer is loaded where it was not given.
+        processing_class: the student's tokenizer, or whatever else prepares its inputs.
+        theirs: the teacher's tokenizer, if given.
+        given: the teacher as it was given; from a name its tokenizer is loaded where it was not given.
 
     Raises:
         ValueError: the tokenizers differ, or, where one is not known, the sizes of the vocabularies.
     """
-    if theirs is None and ours is not None and name is not None:
-        theirs = AutoTokenizer.from_pretrained(name)
+    ours = processing_class if isinstance(processing_class, PreTrainedTokenizerBase) else None
+    if theirs is None and ours is not None and isinstance(given, str | Path):
+        theirs = AutoTokenizer.from_pretrained(str(given))
     if ours is not None and theirs is not None:
         check_tokenizers(ours, theirs)
     else:
@@ -94,3 +96,11 @@ def bind_objective(objective: Objective, student: nn.Module, ours: Anatomy, teac
         )
     if teacher is not None and taught.logits:
         check_label_order(ours, theirs)
+
+
+def prepare_ddp(accelerator: Accelerator, args: TrainingArguments, objective: Objective) -> None:
+    """Settle what data-parallel training needs for this objective, where the user has not said."""
+    if args.ddp_find_unused_parameters is None:  # losses on layers leave the head unused, schedules more
+        accelerator.ddp_handler.find_unused_parameters = True
+    if args.ddp_broadcast_buffers is None and objective.indexed:  # every process writes the same memory banks
+        accelerator.ddp_handler.broadcast_buffers = False

@@ -7,7 +7,7 @@ is the trainer's matter.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from hfdistill.anatomy import first_layer
+from hfdistill.attachment import Attachment, Request
 
 
 @contextmanager
@@ -52,6 +53,27 @@ def shifted_embeddings(student: nn.Module, shift: Tensor | None) -> Iterator[lis
         yield seen
     finally:
         handle.remove()
+
+
+def found_shift(
+    student: nn.Module, inputs: Mapping[str, Any], attachment: Attachment, request: Request, epsilon: float
+) -> Tensor:
+    """The perturbation of one batch, found by a first pass that leaves no trace in memory banks; see `perturbation`.
+
+    Args:
+        student: on which the objective hangs; not wrapped, because its gradients are taken apart.
+        inputs: of the student.
+        attachment: the objective.
+        request: what the objective is computed of.
+        epsilon: length of the step.
+    """
+    objective = attachment.objective.eval()
+    try:
+        with shifted_embeddings(student, None) as seen, attachment.request(request):
+            _, result = student(**inputs)
+    finally:
+        objective.train()
+    return perturbation(result.loss, seen[0], epsilon)
 
 
 def perturbation(loss: Tensor, embeddings: Tensor, epsilon: float) -> Tensor:

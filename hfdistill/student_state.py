@@ -8,6 +8,7 @@ a resumed run would go on from the weights it was built with.
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from safetensors import safe_open
 from torch import nn
@@ -38,7 +39,8 @@ def restore_renamed(student: nn.Module, checkpoint: str | Path) -> bool:
         names = set(saved.keys())
     if names <= set(student.state_dict()):
         return False
-    loaded, info = type(student).from_pretrained(
+    kind: Any = type(student)
+    loaded, info = kind.from_pretrained(
         checkpoint, config=student.config, dtype=student.dtype, output_loading_info=True
     )
     if info["missing_keys"] or info["unexpected_keys"]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +20,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, Trai
 
 from hfdistill.anatomy import Anatomy
 from hfdistill.arguments import DistillationSettings
-from hfdistill.attachment import SUBMODULE, Attachment, Request, given_task_loss
-from hfdistill.capture import capture
+from hfdistill.attachment import SUBMODULE, Attachment, Request, task_loss_of
 from hfdistill.compatibility import (
     check_arguments,
     check_batch_size,
@@ -32,17 +31,19 @@ from hfdistill.configuration import as_objective
 from hfdistill.freezing import LayerFreezing
 from hfdistill.losses.bilevel import BilevelLoss
 from hfdistill.meta_gradient import add_meta_gradients, meta_gradients
-from hfdistill.objective import Objective, ObjectiveResult
+from hfdistill.mixup import MixedBatch, evaluated_logits
+from hfdistill.objective import Objective
 from hfdistill.objective_state import load_objective, save_objective
-from hfdistill.pairing import bind_objective, check_same_tokens, settled_teacher
-from hfdistill.perturbation import perturbation, shifted_embeddings
+from hfdistill.observation import observed_terms
+from hfdistill.pairing import bind_objective, check_same_tokens, prepare_ddp, settled_teacher
+from hfdistill.perturbation import found_shift, shifted_embeddings
 from hfdistill.representations import SAMPLE_INDEX, Batch, Representations
 from hfdistill.sample_index import class_labels, indexed_rows
 from hfdistill.schedules import Constant
 from hfdistill.student_state import restore_renamed
 from hfdistill.teacher_tokens import teacher_columns, without_teachers
 from hfdistill.teacher_watch import TeacherWatch
-from hfdistill.teachers import Teacher
+from hfdistill.teachers import FrozenTeacher, Teacher
 from hfdistill.term_averages import TermAverages
 
 
@@ -79,12 +80,9 @@ class DistillationTrainer(Trainer):
     ) -> None:
         super().__init__(model=model, args=args, **trainer_arguments)
         self.model_accepts_loss_kwargs = False  # else the loss would be scaled by accumulation and by world size
-        if self.args.ddp_find_unused_parameters is None:  # losses on layers leave the head unused, schedules more
-            self.accelerator.ddp_handler.find_unused_parameters = True
         self.settings = DistillationSettings.of(self.args)
         self.objective: Objective = as_objective(objective)
-        if self.args.ddp_broadcast_buffers is None and self.objective.indexed:  # every process writes the same banks
-            self.accelerator.ddp_handler.broadcast_buffers = False
+        prepare_ddp(self.accelerator, self.args, self.objective)
         check_arguments(self.args)
         check_batch_size(self.args, self.objective)
         check_dataset(self.train_dataset)
@@ -92,7 +90,9 @@ class DistillationTrainer(Trainer):
         self.teacher = settled_teacher(teacher, self.student, self.settings.teacher_dtype)
         self._losses_as_given = copy.deepcopy(self.objective.losses) if self.model_init is not None else None
         self._bind()
-        self._check_tokens(teacher, teacher_processing_class)
+        if self.teacher is not None and self.objective.same_tokens:
+            ours, theirs = self.student_anatomy, self.teacher.anatomy
+            check_same_tokens(ours, theirs, self.processing_class, teacher_processing_class, teacher)
         if self.objective.staged:
             self.add_callback(LayerFreezing(self.student, self.objective))
         self._attachment: Attachment | None = None
@@ -120,15 +120,22 @@ class DistillationTrainer(Trainer):
         num_items_in_batch: Tensor | int | None = None,
     ) -> Any:
         """The objective's weighted sum in training, the task loss in evaluation; see Trainer.compute_loss."""
-        student_inputs = self._student_inputs(inputs)
         if not model.training:
-            return super().compute_loss(model, student_inputs, return_outputs, num_items_in_batch)
-        batch = self._batch(inputs)
-        request = Request(self._teach(inputs, batch), batch, self._scales(batch), self._task_loss_function())
-        with self._attached() as attachment:
-            shift = self._perturbation(model, student_inputs, attachment, request)
-            shifting = nullcontext() if shift is None else shifted_embeddings(self.student, shift)
-            with shifting, attachment.request(request):
+            return super().compute_loss(model, self._student_inputs(inputs), return_outputs, num_items_in_batch)
+        task_loss = task_loss_of(self.compute_loss_func)
+        with self._attached() as attachment, ExitStack() as passing:
+            mixed = self._mixed(inputs)
+            if mixed is not None:
+                inputs, task_loss = mixed.inputs, task_loss or mixed.task_loss_function()
+                passing.enter_context(mixed.embeddings(self.student))
+            batch, student_inputs = self._batch(inputs), self._student_inputs(inputs)
+            taught = self._teach(inputs, batch, mixed)
+            request = Request(taught, batch, self._scales(batch) if mixed is None else None, task_loss)
+            if self.settings.embedding_perturbation:
+                student = self.accelerator.unwrap_model(model)  # autograd.grad must not go through DDP
+                shift = found_shift(student, student_inputs, attachment, request, self.settings.embedding_perturbation)
+                passing.enter_context(shifted_embeddings(self.student, shift))
+            with attachment.request(request):
                 output, result = model(**student_inputs)
         self._train_terms.add(result.terms)
         self._last_progress = batch.progress
@@ -267,11 +274,23 @@ class DistillationTrainer(Trainer):
         theirs = () if self.teacher is None else self.teacher.anatomy.input_names
         return without_teachers(inputs, self.student_anatomy.input_names, theirs)
 
-    def _teach(self, inputs: Mapping[str, Any], batch: Batch) -> Representations:
+    def _mixed(self, inputs: Mapping[str, Any]) -> MixedBatch | None:
+        """The rows that the student is least sure of, mixed with others, if the run asks for it."""
+        if self.settings.uncertainty_mixup is None:
+            return None
+        known = {name: value for name, value in self._student_inputs(inputs).items() if name not in self.label_names}
+        with self.accelerator.autocast():
+            logits = evaluated_logits(self.student, known)
+        mix = self.settings.uncertainty_mixup.choose(logits, self._batch(inputs).mask)
+        return MixedBatch.of(inputs, mix, self._label_name())
+
+    def _teach(self, inputs: Mapping[str, Any], batch: Batch, mixed: MixedBatch | None = None) -> Representations:
         _, needs = self.objective.needs(batch.progress)
         if self.teacher is None or not needs:
             return Representations()
-        with self.accelerator.autocast():
+        theirs = self.teacher.model if isinstance(self.teacher, FrozenTeacher) else None
+        mixing = nullcontext() if mixed is None or theirs is None else mixed.embeddings(theirs)
+        with self.accelerator.autocast(), mixing:
             shown = self.teacher.represent(inputs, needs)
         self._watch.look(shown, self.state.global_step)
         return shown
@@ -284,24 +303,6 @@ class DistillationTrainer(Trainer):
         scales: Tensor = counts * self._micro_steps * self.accelerator.num_processes / self._totals.clamp(min=1.0)
         return scales
 
-    def _task_loss_function(self) -> Any:
-        function = self.compute_loss_func
-        if function is None:
-            return None
-        return lambda output, labels: function(output, labels, num_items_in_batch=None)
-
-    def _perturbation(
-        self, model: nn.Module, student_inputs: dict[str, Any], attachment: Attachment, request: Request
-    ) -> Tensor | None:
-        if not self.settings.embedding_perturbation:
-            return None
-        student = self.accelerator.unwrap_model(model)  # autograd.grad must not go through DDP
-        objective = attachment.objective.eval()  # this pass must not be noted in memory banks: the next one is
-        with shifted_embeddings(self.student, None) as seen, attachment.request(request):
-            _, result = student(**student_inputs)
-        objective.train()
-        return perturbation(result.loss, seen[0], self.settings.embedding_perturbation)
-
     def _learn_to_teach(self, loss: BilevelLoss, inputs: dict[str, Any]) -> None:
         batch = self._batch(inputs)
         taught, rate = self._teach(inputs, batch), self._get_learning_rate()
@@ -313,25 +314,14 @@ class DistillationTrainer(Trainer):
 
     def _observe(self, inputs: Mapping[str, Any]) -> None:
         """Evaluate every term on one batch, for `eval_loss/<name>`."""
-        batch = self._batch(inputs)
-        needs, _ = self.objective.needs(batch.progress)
+        batch, own = self._batch(inputs), self._student_inputs(inputs)
         self.objective.to(self.args.device)
         if self.teacher is not None:
             self.teacher.prepare(self.args.device)
-        with torch.no_grad():
-            output, shown = capture(self.student, self._student_inputs(inputs), needs)
-            shown.loss = given_task_loss(output, batch.labels, self._task_loss_function(), self.student_anatomy)
-            result: ObjectiveResult = self.objective(shown, self._teach(inputs, batch), batch)
-        counts = dict(zip(self.objective.losses.keys(), self.objective.counts([batch]), strict=True))
-        self._eval_terms.add(result.terms, {name: counts[name].to(value) for name, value in result.terms.items()})
+        taught, task_loss = self._teach(inputs, batch), task_loss_of(self.compute_loss_func)
+        self._eval_terms.add(*observed_terms(self.student, self.objective, own, taught, batch, task_loss))
 
     # ---- setting up ----
-
-    def _check_tokens(self, teacher: Any, tokenizer: PreTrainedTokenizerBase | None) -> None:
-        if self.teacher is not None and self.objective.same_tokens:
-            ours = self.processing_class if isinstance(self.processing_class, PreTrainedTokenizerBase) else None
-            name = str(teacher) if isinstance(teacher, str | Path) else None
-            check_same_tokens(self.student_anatomy, self.teacher.anatomy, ours, tokenizer, name)
 
     def _bind(self) -> None:
         """Resolve layer maps and build trainable parts, before any optimizer exists."""

@@ -24,7 +24,7 @@ LINES = (
     (  # its second half is what trainer and report are made of
         *("attachment", "few_sample", "freezing", "meta_gradient", "perturbation"),
         *("schemes", "schemes.*", "teachers", "teacher_cache"),
-        *("compatibility", "measurement", "mixup", "objective_state", "sample_index"),
+        *("compatibility", "measurement", "mixup", "objective_state", "observation", "sample_index"),
         *("student_state", "teacher_tokens", "teacher_watch", "term_averages"),
     ),
     ("presets", "presets.*", "arguments", "configuration", "pairing", "trainer"),
@@ -50,6 +50,8 @@ SAME_LINE = {
     "teachers": ("teacher_cache", "teacher_tokens"),
     "presets.*": ("presets.shares",),
     "configuration": ("presets",),
+    "observation": ("attachment",),
+    "perturbation": ("attachment",),
     "student_state": ("attachment",),
     "trainer": ("arguments", "configuration", "pairing", "presets"),
 }

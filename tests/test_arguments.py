@@ -8,6 +8,7 @@ from transformers import HfArgumentParser, TrainingArguments
 
 from hfdistill import DistillationTrainingArguments
 from hfdistill.arguments import DistillationSettings
+from hfdistill.mixup import UncertaintyMixup
 
 
 def test_defaults_are_a_plain_trainers(tmp_path: Path) -> None:
@@ -15,6 +16,8 @@ def test_defaults_are_a_plain_trainers(tmp_path: Path) -> None:
     ours = DistillationTrainingArguments(output_dir=str(tmp_path), use_cpu=True)
     plain = TrainingArguments(output_dir=str(tmp_path), use_cpu=True)
     added = {"teacher_dtype": "float32", "eval_objective": False, "embedding_perturbation": 0.0}
+    off = {"uncertainty_mixup": False}
+    added |= off
     differing = {name: value for name, value in ours.to_dict().items() if plain.to_dict().get(name) != value}
     differing.pop("logging_dir", None)
     assert {name: value for name, value in differing.items() if name in added} == added
@@ -34,6 +37,27 @@ def test_command_line_offers_them(tmp_path: Path) -> None:
     line = ["--output_dir", str(tmp_path), "--use_cpu", "True", "--eval_objective", "--embedding_perturbation", "1.5"]
     (args,) = parser.parse_args_into_dataclasses(line)
     assert DistillationSettings.of(args) == DistillationSettings("float32", True, 1.5)
+
+
+def test_mixup_options_reach_the_trainer(tmp_path: Path) -> None:
+    """As a dictionary from a script, and as JSON from a command line, like the Trainer's own options."""
+    options = {"keep": 0.5, "strategy": "margin"}
+    chosen = arguments(tmp_path, uncertainty_mixup=True, uncertainty_mixup_kwargs=options)
+    assert DistillationSettings.of(chosen).uncertainty_mixup == UncertaintyMixup(keep=0.5, strategy="margin")
+    line = ["--output_dir", str(tmp_path), "--use_cpu", "True", "--uncertainty_mixup"]
+    parser = HfArgumentParser(DistillationTrainingArguments)  # type: ignore[arg-type]
+    (args,) = parser.parse_args_into_dataclasses([*line, "--uncertainty_mixup_kwargs", '{"keep": 0.5}'])
+    assert DistillationSettings.of(args).uncertainty_mixup == UncertaintyMixup(keep=0.5)
+
+
+def test_mixup_that_cannot_work_is_refused(tmp_path: Path) -> None:
+    """At construction, not after the models are loaded."""
+    with pytest.raises(ValueError, match="shares of a batch"):
+        arguments(tmp_path, uncertainty_mixup=True, uncertainty_mixup_kwargs={"keep": 2.0})
+    with pytest.raises(TypeError, match="keap"):
+        arguments(tmp_path, uncertainty_mixup=True, uncertainty_mixup_kwargs={"keap": 0.5})
+    with pytest.raises(ValueError, match="Set one of them"):
+        arguments(tmp_path, uncertainty_mixup=True, embedding_perturbation=1.0)
 
 
 def test_negative_perturbation_is_refused(tmp_path: Path) -> None:
