@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
+import golden
 import pytest
 import torch
 from torch import Tensor
@@ -14,7 +16,7 @@ from toy_representations import LENGTHS, STUDENT, TEACHER, Scene, toy_anatomy, t
 from hfdistill.anatomy import Anatomy
 from hfdistill.capture import capture, check_attention
 from hfdistill.losses import AttentionMapLoss
-from hfdistill.representations import Attention, Batch
+from hfdistill.representations import Attention, Batch, Representations
 
 LAST = [(-1, -1)]
 
@@ -59,6 +61,34 @@ def test_kl_is_the_mean_over_heads_and_real_queries() -> None:
     assert loss.count(scene.batch) == sum(LENGTHS)
 
 
+@pytest.mark.parametrize("target", ["scores", "probabilities"])
+def test_cross_entropy_is_the_kl_and_the_teachers_entropy(target: str) -> None:
+    """Of scores the softmax is taken over real keys alone; the value at equality is that entropy, not 0."""
+    scene = toy_scene()
+    maps = of_real_tokens(scene, "scores")
+    rows = [-(theirs.softmax(-1) * ours.log_softmax(-1)).sum(-1).flatten() for ours, theirs in maps]
+    loss = bound(target=target, divergence="cross_entropy")
+    value = loss(*scene.parts())
+    torch.testing.assert_close(value, torch.cat(rows).mean())
+    assert loss.count(scene.batch) == sum(LENGTHS)
+    entropies = [-(theirs.softmax(-1) * theirs.log_softmax(-1)).sum(-1).flatten() for _, theirs in maps]
+    kl = bound(target="probabilities", divergence="kl")(*scene.parts())
+    torch.testing.assert_close(value, kl + torch.cat(entropies).mean())
+
+
+@pytest.mark.data
+def test_cross_entropy_of_scores_gives_the_golden_value(shared: Path) -> None:
+    """Scores of one layer, as the product of themselves with the identity."""
+    cases = golden.read_cases(shared / "methods" / "golden.json")
+    case = next(case for case in cases if case["id"] == "mobilebert/att_ce")
+    student, teacher, mask = (torch.tensor(case["inputs"][key], dtype=torch.float64) for key in ("s", "t", "mask"))
+    key = torch.eye(5, dtype=torch.float64).expand_as(student)
+    shown = [Representations(attentions={1: Attention(query=scores, key=key)}) for scores in (student, teacher)]
+    loss = AttentionMapLoss([(1, 1)], divergence="cross_entropy")
+    loss.bind(toy_anatomy(8, 1), toy_anatomy(8, 1))
+    assert loss(*shown, Batch(4, mask=mask)).item() == pytest.approx(case["expected"], rel=1e-9)
+
+
 def test_other_numbers_of_heads_are_refused_with_three_ways_out() -> None:
     """Head by head a comparison of 2 with 4 has no meaning, and broadcasting could still run."""
     with pytest.raises(
@@ -68,14 +98,30 @@ def test_other_numbers_of_heads_are_refused_with_three_ways_out() -> None:
         bound(teacher=replace(TEACHER, heads=4))
 
 
+@pytest.mark.parametrize("heads", ["mean", "sum"])
 @pytest.mark.parametrize("target", ["scores", "probabilities"])
-def test_mean_heads_compare_any_numbers_of_heads(target: str) -> None:
-    """One of the three ways out."""
+def test_merged_heads_compare_any_numbers_of_heads(target: str, heads: str) -> None:
+    """One of the three ways out; TextBrewer adds the heads."""
     teacher = replace(TEACHER, heads=4)
     scene = toy_scene(STUDENT, teacher)
-    gaps = [(ours.mean(0) - theirs.mean(0)).flatten() for ours, theirs in of_real_tokens(scene, target)]
-    loss = bound(teacher=teacher, target=target, heads="mean")
+    gaps = [(merged(ours, heads) - merged(theirs, heads)).flatten() for ours, theirs in of_real_tokens(scene, target)]
+    loss = bound(teacher=teacher, target=target, heads=heads)
     torch.testing.assert_close(loss(*scene.parts()), torch.cat(gaps).square().mean())
+
+
+def merged(maps: Tensor, heads: str) -> Tensor:
+    """Maps (H, n, n) as one."""
+    return maps.mean(0) if heads == "mean" else maps.sum(0)
+
+
+def test_cross_entropy_of_mean_scores_takes_any_numbers_of_heads() -> None:
+    """TextBrewer's attention_ce_mean: first the mean of the scores, then one softmax."""
+    teacher = replace(TEACHER, heads=4)
+    scene = toy_scene(STUDENT, teacher)
+    pairs = [(ours.mean(0), theirs.mean(0)) for ours, theirs in of_real_tokens(scene, "scores")]
+    rows = [-(theirs.softmax(-1) * ours.log_softmax(-1)).sum(-1) for ours, theirs in pairs]
+    loss = bound(teacher=teacher, divergence="cross_entropy", heads="mean")
+    torch.testing.assert_close(loss(*scene.parts()), torch.cat(rows).mean())
 
 
 def test_pairs_that_the_pattern_excludes_do_not_count() -> None:
@@ -90,6 +136,13 @@ def test_pairs_that_the_pattern_excludes_do_not_count() -> None:
         below = torch.ones(ours.shape[-2:]).tril().bool()
         gaps.append((ours - theirs)[:, below].flatten())
     torch.testing.assert_close(bound()(*scene.parts()), torch.cat(gaps).square().mean())
+    seen = [
+        -(theirs.softmax(-1) * ours.log_softmax(-1)).sum(-1).flatten()
+        for maps in of_real_tokens(scene, "scores")
+        for query in range(maps[0].shape[1])
+        for ours, theirs in [[side[:, query, : query + 1] for side in maps]]
+    ]
+    torch.testing.assert_close(bound(divergence="cross_entropy")(*scene.parts()), torch.cat(seen).mean())
     for attention in scene.student.attentions.values():
         attention.allowed = None  # a backend that needs no mask shows none: the other side's pattern holds
     torch.testing.assert_close(bound()(*scene.parts()), torch.cat(gaps).square().mean())
@@ -149,14 +202,17 @@ def test_settings_that_exclude_each_other_are_refused() -> None:
     """A KL of raw scores, and TinyBERT's square of probabilities, would both give a number."""
     with pytest.raises(ValueError, match=r"divergence='kl' needs target='probabilities'.*not a distribution"):
         AttentionMapLoss(divergence="kl")
-    with pytest.raises(ValueError, match=r"reduction='tinybert' is about raw scores.*leave it out"):
-        AttentionMapLoss(target="probabilities", reduction="tinybert")
+    for other in ({"target": "probabilities"}, {"divergence": "cross_entropy"}):
+        with pytest.raises(ValueError, match=r"reduction='tinybert' is about raw scores.*leave it out"):
+            AttentionMapLoss(reduction="tinybert", **other)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"heads='sum' cannot go with divergence='cross_entropy'.*heads='mean'"):
+        AttentionMapLoss(divergence="cross_entropy", heads="sum")
 
 
 @pytest.mark.parametrize("keyword", ["target", "divergence", "heads", "reduction"])
 def test_unknown_words_list_the_accepted_ones(keyword: str) -> None:
     """A misspelt word must not fall back on a default."""
-    with pytest.raises(ValueError, match=rf"{keyword} must be one of '\w+', '\w+', got 'score'"):
+    with pytest.raises(ValueError, match=rf"{keyword} must be one of '\w+'(, '\w+')+, got 'score'"):
         AttentionMapLoss(**{keyword: "score"})  # type: ignore[arg-type]
 
 

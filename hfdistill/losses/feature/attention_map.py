@@ -6,10 +6,23 @@ from torch import Tensor
 
 from hfdistill import functional
 from hfdistill.anatomy import Anatomy
+from hfdistill.functional.mobilebert import (
+    attention_cross_entropy,
+    attention_probability_cross_entropy,
+    check_progressive,
+    layer_in_turn,
+)
 from hfdistill.losses.base import choose
 from hfdistill.losses.layerwise import AttentionLoss, Layers
-from hfdistill.representations import Attention, Batch, Needs
+from hfdistill.losses.method import Method, Paper
+from hfdistill.representations import Attention, Batch, Needs, Representations
 from hfdistill.schedules import Schedule
+
+_OF_PROBABILITIES = {
+    "mse": functional.attention_probability_mse,
+    "kl": functional.attention_probability_kl,
+    "cross_entropy": attention_probability_cross_entropy,
+}
 
 
 class AttentionMapLoss(AttentionLoss):
@@ -17,25 +30,66 @@ class AttentionMapLoss(AttentionLoss):
 
     target="scores": L = sum over pairs of layers of the mean over heads and valid (query, key) pairs of (A_s - A_t)^2,
     where A = Q K^T / sqrt(d) before mask and softmax. target="probabilities" compares softmax(A) instead: "mse" over
-    the same pairs, or "kl", the mean over heads and valid queries of KL(teacher || student). Padding never counts.
+    the same pairs, or "kl", the mean over heads and valid queries of KL(teacher || student). "cross_entropy" is that
+    mean of -sum_keys softmax(A_t) log softmax(A_s), which has the gradient of the KL and is not 0 at equality, of
+    scores or of probabilities. Padding never counts. With `progressive` only one layer learns at a time, from the
+    first to the last, each for an equal share of the run, with 1 / number of layers.
 
     Jiao et al. 2020, TinyBERT, https://arxiv.org/abs/1909.10351, equation 7 (scores); Sun et al. 2020, MobileBERT,
-    https://arxiv.org/abs/2004.02984, equation 2 (KL of probabilities). reduction="tinybert" is the authors' code: it
-    averages over the padded square with padded keys set to 0, so its value depends on the length of the padding.
+    https://arxiv.org/abs/2004.02984, equation 2 (KL of probabilities; the authors' code has the cross-entropy of
+    scores, and the turns). Heads added or averaged first: Yang et al. 2020, TextBrewer,
+    https://arxiv.org/abs/2002.12620 (attention_mse_sum, attention_ce_mean). reduction="tinybert" is TinyBERT's code:
+    it averages over the padded square with padded keys set to 0, so its value depends on the length of the padding.
 
     Shapes: attention (B, H, N, N) on both sides.
 
     Args:
         layers: which student layer learns from which teacher layer, 1 is the first.
         target: "scores" or "probabilities".
-        divergence: "mse", or "kl" with probabilities.
-        heads: "match" compares head by head; "mean" averages over heads first, for different numbers of heads.
-        reduction: "mean" over valid pairs; "tinybert", see above, with scores only.
+        divergence: "mse", "cross_entropy", or "kl" with probabilities.
+        heads: "match" compares head by head; for different numbers of heads "mean" averages over them first, and
+            "sum" adds them, with "mse" only, since a sum of distributions is none.
+        reduction: "mean" over valid pairs; "tinybert", see above, with the "mse" of scores only.
+        progressive: share of the run, in (0, 1], in which the layers take turns; None: all learn at once. After it the
+            loss is 0; let the weight end there too.
         weight: see DistillationLoss.
 
     Raises:
-        ValueError: an unknown keyword value; numbers of heads that differ; a family without attention.
+        ValueError: an unknown keyword value, or two that exclude each other; numbers of heads that differ; a family
+            without attention.
     """
+
+    method = Method(
+        papers=(
+            Paper(
+                "Jiao et al.",
+                2020,
+                "TinyBERT: Distilling BERT for Natural Language Understanding",
+                "https://arxiv.org/abs/1909.10351",
+            ),
+            Paper(
+                "Sun et al.",
+                2020,
+                "MobileBERT: a Compact Task-Agnostic BERT for Resource-Limited Devices",
+                "https://arxiv.org/abs/2004.02984",
+            ),
+        ),
+        evidence=(
+            "att_mse_masked",
+            "tinybert_att/padded",
+            "map/tinybert_4_12",
+            "mobilebert/att_ce",
+            "probabilities (MSE and KL), which have no golden value, written out row by row in "
+            "tests/losses/test_attention_map.py",
+        ),
+        restrictions=(
+            "equal numbers of heads, or heads='mean' or 'sum'",
+            "scores need a family that goes through transformers' AttentionInterface: DeBERTa shows probabilities "
+            "only, under eager attention",
+            "reduction='tinybert' is the authors' code, whose value depends on the length of the padding",
+            "with causal models or sliding windows micro-batches are weighed by n² pairs though fewer are compared",
+        ),
+    )
 
     def __init__(
         self,
@@ -44,20 +98,31 @@ class AttentionMapLoss(AttentionLoss):
         divergence: str = "mse",
         heads: str = "match",
         reduction: str = "mean",
+        progressive: float | None = None,
         weight: float | Schedule = 1.0,
     ) -> None:
         super().__init__(layers, weight)
         self.target = choose("target", target, ("scores", "probabilities"))
-        self.divergence = choose("divergence", divergence, ("mse", "kl"))
-        self.heads = choose("heads", heads, ("match", "mean"))
+        self.divergence = choose("divergence", divergence, ("mse", "kl", "cross_entropy"))
+        self.heads = choose("heads", heads, ("match", "mean", "sum"))
         self.reduction = choose("reduction", reduction, ("mean", "tinybert"))
+        self.progressive = progressive
+        check_progressive(progressive)
         if target == "scores" and divergence == "kl":
             raise ValueError(
                 "divergence='kl' needs target='probabilities': raw scores are not a distribution. Use "
-                "target='probabilities', or divergence='mse'."
+                "target='probabilities', divergence='mse', or 'cross_entropy', which takes their softmax."
             )
-        if reduction == "tinybert" and target != "scores":
-            raise ValueError("reduction='tinybert' is about raw scores. Use it with target='scores', or leave it out.")
+        if reduction == "tinybert" and (target, divergence) != ("scores", "mse"):
+            raise ValueError(
+                "reduction='tinybert' is about raw scores and their squares. Use it with target='scores' and "
+                "divergence='mse', or leave it out."
+            )
+        if heads == "sum" and divergence != "mse":
+            raise ValueError(
+                f"heads='sum' cannot go with divergence={divergence!r}: a sum of distributions is none. Use "
+                "heads='mean', or divergence='mse'."
+            )
 
     def bind(self, student: Anatomy, teacher: Anatomy) -> None:
         """Resolve the layer map; refuse numbers of heads that do not correspond."""
@@ -83,32 +148,41 @@ class AttentionMapLoss(AttentionLoss):
             return Needs(projections=layers)
         return Needs(attention_probabilities=layers)
 
+    def forward(self, student: Representations, teacher: Representations, batch: Batch) -> Tensor:
+        """Sum of `compare` over the mapped layers, or the layer's whose turn it is."""
+        if self.progressive is None:
+            return super().forward(student, teacher, batch)
+        position, share = layer_in_turn(batch.progress, len(self.pairs), self.progressive)
+        ours, theirs = self.pairs[position]
+        return share * self.compare(student.attentions[ours], teacher.attentions[theirs], batch.mask)
+
     def compare(self, student: Attention, teacher: Attention, mask: Tensor | None) -> Tensor:
         """The difference of one pair of maps."""
         if self.target == "probabilities":
-            ours, theirs = self._mean(student.probabilities), self._mean(teacher.probabilities)
-            divergence = (
-                functional.attention_probability_kl
-                if self.divergence == "kl"
-                else functional.attention_probability_mse
-            )
-            return divergence(ours, theirs, mask)
-        ours, theirs = self._mean(student.scores), self._mean(teacher.scores)
+            ours, theirs = self._merged(student.probabilities), self._merged(teacher.probabilities)
+            return _OF_PROBABILITIES[self.divergence](ours, theirs, mask)
+        ours, theirs = self._merged(student.scores), self._merged(teacher.scores)
+        allowed = _both(student.allowed, teacher.allowed)
+        if self.divergence == "cross_entropy":
+            return attention_cross_entropy(ours, theirs, mask, allowed)
         if self.reduction == "tinybert":
             if mask is not None:  # the reference's additive mask, which it then zeroes on both sides
                 padded_keys = ~mask.bool()[:, None, None, :]  # (B, 1, 1, N)
                 ours, theirs = ours.masked_fill(padded_keys, -1e4), theirs.masked_fill(padded_keys, -1e4)
             return functional.attention_score_mse_tinybert(ours, theirs)
-        return functional.attention_score_mse(ours, theirs, mask, _both(student.allowed, teacher.allowed))
+        return functional.attention_score_mse(ours, theirs, mask, allowed)
 
     def count(self, batch: Batch) -> Tensor:
-        """Pairs of real tokens; rows for the reference's padded square; real queries for the KL."""
+        """Pairs of real tokens; rows for the reference's padded square; real queries for distributions."""
         if self.reduction == "tinybert":
             return batch.row_count()
-        return batch.token_count() if self.divergence == "kl" else batch.pair_count()
+        return batch.pair_count() if self.divergence == "mse" else batch.token_count()
 
-    def _mean(self, attention: Tensor) -> Tensor:
-        return attention.mean(dim=1, keepdim=True) if self.heads == "mean" else attention  # (B, 1 or H, N, N)
+    def _merged(self, attention: Tensor) -> Tensor:
+        if self.heads == "match":
+            return attention
+        summed = attention.sum(dim=1, keepdim=True)  # (B, 1, N, N)
+        return summed / attention.shape[1] if self.heads == "mean" else summed
 
 
 def _both(ours: Tensor | None, theirs: Tensor | None) -> Tensor | None:
