@@ -138,7 +138,7 @@ def largest_difference(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -
     """Largest absolute difference between two sets of weights of the same names."""
     if one.keys() != other.keys():
         raise ValueError(f"the names differ: {sorted(one.keys() ^ other.keys())}. Compare models of one class.")
-    return max((float((one[name] - other[name]).abs().max()) for name in one), default=0.0)
+    return max((float((one[name].double() - other[name].double()).abs().max()) for name in one), default=0.0)
 
 
 def logged(trainer: DistillationTrainer) -> list[dict[str, float]]:

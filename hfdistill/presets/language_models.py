@@ -65,6 +65,8 @@ def pkd(temperature: float = 10.0, alpha: float = 0.5, beta: float = 100.0, laye
 def pkd_last(temperature: float = 10.0, alpha: float = 0.5, beta: float = 100.0) -> Objective:
     """Patient KD from the teacher's last layers (PKD-Last); see `pkd`.
 
+    Sun et al. 2019, Patient Knowledge Distillation, https://arxiv.org/abs/1908.09355, section 3.2.
+
     Args:
         temperature: T > 0.
         alpha: share of the soft targets, 0 to 1.

@@ -28,7 +28,7 @@ STEPS, STOP = 4, 2
 def run(folder: Path, preset: str, images: bool, **changes: Any) -> DistillationTrainer:
     """A trainer of that preset that saves after every second of four steps."""
     student, teacher = (
-        (toy_vit(layers=2, width=16), toy_vit(layers=4, width=24))
+        (toy_vit(layers=2, width=16, patch_size=2), toy_vit(layers=4, width=24, patch_size=2))
         if images
         else (toy_bert(layers=2, width=16), toy_bert(layers=4, width=24, seed=1))
     )
