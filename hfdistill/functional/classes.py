@@ -119,7 +119,7 @@ def _standardized(logits: Tensor) -> Tensor:
     """Each row less its mean, over its standard deviation; classes at -inf stay there."""
     valid = logits != -torch.inf
     deviations, length = _deviations(logits, valid)
-    spread = length / (valid.sum(-1, keepdim=True) - 1).clamp(min=1).sqrt()  # (..., 1)
+    spread = length / (valid.sum(-1, keepdim=True) - 1).clamp(min=1).to(length).sqrt()  # (..., 1)
     return (deviations / (_LEAST_DEVIATION + spread)).masked_fill(~valid, -torch.inf)
 
 

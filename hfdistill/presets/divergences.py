@@ -87,8 +87,8 @@ def uld(temperature: float = 1.0, soft: float = 1.5, hard: float = 1.0, top: int
 def top_k(k: int = 128, missing: str = "zero", temperature: float = 1.0, alpha: float = 0.5) -> Objective:
     """DistillKit's KL over the teacher's k most likely classes: 0.5 task + 0.5 T^2 KL.
 
-    Arcee AI 2024, DistillKit, https://github.com/arcee-ai/DistillKit, whose default weights, T and `missing` these are; k =
-    128 is ours. For a teacher whose logits were cut to their top k to be stored.
+    Arcee AI 2024, DistillKit, https://github.com/arcee-ai/DistillKit, whose default weights, T and `missing` these
+    are; k = 128 is ours. For a teacher whose logits were cut to their top k to be stored.
 
     Args:
         k: number of classes of each row that the teacher tells about; all of them where there are fewer.

@@ -43,7 +43,7 @@ def memory_step(similarity: Callable[..., Tensor], temperature: float) -> Callab
         for vectors, memory, given in ((v_s, mem_t, Z_s), (v_t, mem_s, Z_t)):
             similarities = similarity(vectors, memory, index, T)
             constant = (
-                log_constant(similarities, len(memory)) if given is None else torch.as_tensor(given).to(v_s).log()
+                log_constant(similarities, len(memory)) if given is None else torch.as_tensor(given, dtype=v_s.dtype).log()
             )
             loss = loss + noise_contrast(similarities, constant, len(memory))
             constants.append(constant.exp())
