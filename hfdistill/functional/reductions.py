@@ -66,8 +66,8 @@ def divergence(first: Tensor, second: Tensor) -> Tensor:
 
 def unit(tensor: Tensor) -> Tensor:
     """Each row of (..., D) scaled to length 1; a row of length 0 is left alone."""
-    norm = torch.linalg.vector_norm(tensor, dim=-1, keepdim=True)
-    return tensor / torch.where(norm > 1e-12, norm, 1)  # without a direction: left alone, with a bounded gradient
+    square = tensor.square().sum(-1, keepdim=True)
+    return tensor / torch.where(square > 1e-24, square, 1).sqrt()  # without a direction: left alone, bounded gradient
 
 
 def product(left: Tensor, right: Tensor) -> Tensor:

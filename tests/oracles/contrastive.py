@@ -42,9 +42,8 @@ def memory_step(similarity: Callable[..., Tensor], temperature: float) -> Callab
         index, loss, constants = idx.long(), torch.zeros((), dtype=v_s.dtype), []
         for vectors, memory, given in ((v_s, mem_t, Z_s), (v_t, mem_s, Z_t)):
             similarities = similarity(vectors, memory, index, T)
-            constant = (
-                log_constant(similarities, len(memory)) if given is None else torch.as_tensor(given, dtype=v_s.dtype).log()
-            )
+            own = None if given is None else torch.as_tensor(given, dtype=v_s.dtype).log()
+            constant = log_constant(similarities, len(memory)) if own is None else own
             loss = loss + noise_contrast(similarities, constant, len(memory))
             constants.append(constant.exp())
         own = index[:, 0]

@@ -1,0 +1,177 @@
+"""Knowledge projection: the teacher's states in the student's space, between layers found in training (Zhi 2017)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import ClassVar
+
+import torch
+from torch import Tensor, distributed, nn
+
+from hfdistill.anatomy import Anatomy
+from hfdistill.functional.activation import projected_mse
+from hfdistill.functional.reductions import masked_mean
+from hfdistill.layer_map import LayerMap
+from hfdistill.losses.layerwise import LayerwiseLoss
+from hfdistill.losses.method import Method, Paper
+from hfdistill.representations import Batch, Representations
+from hfdistill.schedules import Schedule
+
+
+class KnowledgeProjectionLoss(LayerwiseLoss):
+    """Project the teacher's states into the student's width, and find out which two layers fit best.
+
+    L = mean over the candidate pairs of layers that are left of mean_tokens mean_D (n(h_s) - n(P h_t))^2, with one P
+    of shape (D_student, D_teacher) for each candidate and n the layer normalisation without weights. Every student
+    layer named is a candidate with every teacher layer named. While the pairs are selected, the worst share of those
+    left is dropped at equal intervals of the run, by a running mean of their losses over all processes, until one
+    remains; with it the rest of the run goes on.
+
+    Zhi, Li, Liu and Wu 2017, Knowledge Projection for Effective Design of Thinner and Faster Deep Neural Networks,
+    https://arxiv.org/abs/1710.09505. Only its abstract was read: the direction of P and the choice of layers in
+    training are the paper's; the formula, the intervals, the share and the running mean are reconstructed. n is our
+    guard: P and student could otherwise meet at 0. The paper evaluates candidates on held-out batches, this on
+    those it trains on.
+
+    Shapes: hidden states (B, N, D_student) and (B, N, D_teacher); of images the patches only.
+
+    Args:
+        student_layers: candidates of the student, 0 the embedding output, negative from the end; None: the layers at
+            one third, two thirds and the whole of its depth.
+        teacher_layers: candidates of the teacher, likewise.
+        dropped: share of the candidates left that each selection drops, in (0, 1); at least one is dropped.
+        selection: share of the run within which one pair remains, in [0, 1]; the selections are spread over it evenly.
+            0 takes the first pair named at once.
+        momentum: of the running mean, in [0, 1).
+        weight: see DistillationLoss; the paper drops the loss at the end, as a Piecewise schedule does.
+
+    Raises:
+        ValueError: a share or momentum out of its range; no layer, or one that a model does not have.
+    """
+
+    projects: ClassVar[bool] = False  # not the student's states
+    places: ClassVar[bool] = True
+    running: Tensor
+    left: Tensor
+    method: ClassVar[Method | None] = Method(
+        papers=(
+            Paper(
+                "Zhi et al.",
+                2017,
+                "Knowledge Projection for Effective Design of Thinner and Faster Deep Neural Networks",
+                "https://arxiv.org/abs/1710.09505",
+            ),
+        ),
+        evidence=("limits and gradients of its own tests",),
+        restrictions=("the same places on both sides",),
+        unverified="formula and selection reconstructed from the abstract",
+    )
+
+    def __init__(
+        self,
+        student_layers: Sequence[int] | None = None,
+        teacher_layers: Sequence[int] | None = None,
+        dropped: float = 0.5,
+        selection: float = 0.5,
+        momentum: float = 0.9,
+        weight: float | Schedule = 1.0,
+    ) -> None:
+        super().__init__(weight=weight)
+        for name, value, fits in (
+            ("dropped", dropped, 0 < dropped < 1),
+            ("selection", selection, 0 <= selection <= 1),
+            ("momentum", momentum, 0 <= momentum < 1),
+        ):
+            if not fits:
+                raise ValueError(
+                    f"{name} must be a share between 0 and 1, got {value}: of the candidates left (dropped), of the "
+                    "run (selection), or of the old mean in the new (momentum). Take 0.5, 0.5 and 0.9."
+                )
+        self.candidates = (student_layers, teacher_layers)
+        self.dropped, self.selection, self.momentum = dropped, selection, momentum
+        self.projections = nn.Parameter(torch.empty(0, 0, 0))  # (candidates, D_teacher, D_student)
+        self.register_buffer("running", torch.empty(0))  # (candidates,) running mean of each one's loss
+        self.register_buffer("left", torch.empty(0, dtype=torch.bool))  # (candidates,) False: dropped
+
+    def bind(self, student: Anatomy, teacher: Anatomy) -> None:
+        """Pair all candidates, and make a projection for each."""
+        ours, theirs = (
+            _thirds(anatomy.depth) if layers is None else layers
+            for layers, anatomy in zip(self.candidates, (student, teacher), strict=True)
+        )
+        self.layers = LayerMap.explicit([(own, other) for own in ours for other in theirs])
+        super().bind(student, teacher)
+        sizes = (len(self.pairs), teacher.width, student.width)
+        if self.projections.shape != sizes:
+            self.projections = nn.Parameter(torch.empty(sizes))
+            for projection in self.projections.detach():
+                nn.init.xavier_uniform_(projection)
+            self.running, self.left = torch.zeros(sizes[0]), torch.ones(sizes[0], dtype=torch.bool)
+
+    @property
+    def remaining(self) -> tuple[tuple[int, int], ...]:
+        """The (student layer, teacher layer) candidates that are left."""
+        return tuple(pair for pair, left in zip(self.pairs, self.left.tolist(), strict=True) if left)
+
+    def forward(self, student: Representations, teacher: Representations, batch: Batch) -> Tensor:
+        """Mean over the candidates that are left."""
+        learning = self.training and torch.is_grad_enabled()  # evaluation selects nothing
+        chosen = self._chosen(self._wanted(batch.progress), learning)
+        states, targets, mask = self._stacked(student, teacher, batch.mask)
+        rows = targets[chosen % len(targets)].to(self.projections.dtype)  # (left, B, N, D_teacher)
+        projected = (rows.flatten(1, 2) @ self.projections[chosen]).reshape(*rows.shape[:3], -1)
+        ours = states[chosen // len(targets)]  # (left, B, N, D_student)
+        losses = torch.stack([self.compare(*both, mask) for both in zip(ours, projected, strict=True)])
+        value = masked_mean(losses, self.left[chosen])
+        if learning:
+            self._note(chosen, losses.detach(), self.count(batch))
+        return value
+
+    def compare(self, student: Tensor, teacher: Tensor, mask: Tensor | None) -> Tensor:
+        """One candidate, the teacher's states projected already."""
+        return projected_mse(student, teacher, mask)
+
+    def _stacked(
+        self, student: Representations, teacher: Representations, mask: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """All candidate layers of each side, (layers, B, N, D), the teacher's padding set to 0, and the mask."""
+        both = [self.aligned(student.hidden_states[a], teacher.hidden_states[b], mask) for a, b in self.pairs]
+        theirs = len({layer for _, layer in self.pairs})
+        targets = torch.stack([target.detach() for _, target, _ in both[:theirs]])
+        mask = both[0][2]
+        if mask is not None:  # what is multiplied with P must hold no NaN: its gradient would
+            targets = targets.masked_fill(~mask.bool()[..., None], 0)
+        return torch.stack([state for state, _, _ in both[::theirs]]), targets, mask
+
+    def _wanted(self, progress: float) -> int:
+        """How many candidates there are, by progress alone: every process and a resumed run agree on it."""
+        counts = [len(self.pairs)]
+        while counts[-1] > 1:
+            counts.append(counts[-1] - max(1, int(counts[-1] * self.dropped)))
+        rounds = len(counts) - 1
+        done = rounds if progress >= self.selection else int(progress / self.selection * rounds)
+        return counts[done]
+
+    def _chosen(self, wanted: int, learning: bool) -> Tensor:
+        """Numbers of the best candidates, (wanted,); found on the device, which the host does not wait for."""
+        best_first = self.running.masked_fill(~self.left, torch.inf).argsort(stable=True)
+        chosen = best_first[:wanted]
+        if learning:
+            self.left &= torch.zeros_like(self.left).index_fill(0, chosen, True)
+        return chosen
+
+    def _note(self, chosen: Tensor, losses: Tensor, count: Tensor) -> None:
+        """Move the running means towards these losses, averaged over the tokens of all processes."""
+        count = count.to(losses)
+        total = torch.cat([losses * count, count[None]]).to(self.running)
+        if distributed.is_available() and distributed.is_initialized():
+            distributed.all_reduce(total)
+        before = self.running[chosen]
+        after = before.lerp(total[:-1] / total[-1], 1 - self.momentum)
+        # neither one overflow nor a batch without a token (0 / 0) may decide for good
+        self.running[chosen] = after.where(after.isfinite(), before)
+
+
+def _thirds(depth: int) -> list[int]:
+    """The layers at one third, two thirds and the whole of a depth, each once."""
+    return sorted({-(-depth * third // 3) for third in (1, 2, 3)})
