@@ -9,7 +9,7 @@ BASE := $(VENV)/.installed-base
 DEV := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test lint types bench clean
+.PHONY: help quickstart test lint types bench methods clean
 .NOTPARALLEL:  # two pips must not write into one environment
 
 help:  ## list the targets
@@ -29,6 +29,9 @@ lint: $(DEV)  ## ruff: rules and formatting
 
 types: $(DEV)  ## mypy, strict
 	$(BIN)/mypy
+
+methods: $(DEV)  ## write docs/methods.md anew from the catalogue
+	$(BIN)/hfdistill methods --markdown > docs/methods.md
 
 bench: $(DEV)  ## speed and memory, e.g. make bench BENCH_ARGS=--help
 	$(BIN)/python -m benchmarks $(BENCH_ARGS)

@@ -44,6 +44,20 @@ gradients computed without this package, most of them cross-checked with the aut
 to student and trainable parts and none to the teacher, padding changes nothing, an all-masked batch gives 0, float32
 under bfloat16 and autocast, finite for extreme logits, micro-batches add up, gradients equal numerical ones.
 """
+BESIDE = """## Beside the losses
+
+* Few-sample knowledge distillation (Li et al. 2020, <https://arxiv.org/abs/1812.01839>) has no loss: it mends a pruned
+  student block by block in closed form, `recover_from_few_samples(student, teacher, batches)`. Evidence: fskd.
+* Uncertainty-aware mixup (Xu et al. 2020, UNIX, <https://arxiv.org/abs/2012.09413>) chooses what both models see:
+  `DistillationTrainingArguments(uncertainty_mixup=True)`, with the preset `unix`. Evidence: unix/score_entropy,
+  unix/score_margin, unix/score_least_confidence, unix/mask, unix/mix.
+* Gradient perturbation of the embeddings (Fu et al. 2021, LRC-BERT, <https://arxiv.org/abs/2012.07335>):
+  `DistillationTrainingArguments(embedding_perturbation=1.0)`. Epsilon and the norm per row are not verified.
+* Stepwise relational distillation (Liu and Zhang 2021) is two runs of the preset `stepwise_rkd`: the teacher teaches
+  an intermediate model, whose folder is the teacher of the second run.
+* Layer maps: map/tinybert_4_12, map/pkd_skip_6_12, map/pkd_last_6_12, map/dynabert_12_0.5, map/dynabert_12_0.75,
+  map/dynabert_12_1.0.
+"""
 PRESETS_INTRODUCTION = """## Presets
 
 A preset builds a fresh `Objective` for one run: `objective="kd"`, or `preset("kd", temperature=2.0)`; in YAML
@@ -71,7 +85,7 @@ def as_markdown() -> str:
         for name, kind in CATALOGUE.items():
             if knowledge(kind) == folder:
                 lines += [f"#### `{name}`\n", *[f"- {fact}" for fact in _facts(name, kind)], ""]
-    lines += [PRESETS_INTRODUCTION, "| preset | what | losses and weights |", "|---|---|---|"]
+    lines += [BESIDE, PRESETS_INTRODUCTION, "| preset | what | losses and weights |", "|---|---|---|"]
     for name, function in PRESETS.items():
         what = f"{_sentence(function)} {_citation(function)}".replace("|", "\\|").replace("\n", " ").strip()
         lines.append(f"| `{name}` | {what} | {', '.join(_terms(function()))} |")

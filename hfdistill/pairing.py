@@ -11,6 +11,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase, TrainingArgumen
 from hfdistill.anatomy import Anatomy, base_model
 from hfdistill.capture import check_attention
 from hfdistill.compatibility import check_distinct, check_label_order, check_tokenizers, check_vocabulary_sizes
+from hfdistill.mixup import UncertaintyMixup
 from hfdistill.objective import Objective
 from hfdistill.teachers import FrozenTeacher, Teacher
 
@@ -96,6 +97,20 @@ def bind_objective(objective: Objective, student: nn.Module, ours: Anatomy, teac
         )
     if teacher is not None and taught.logits:
         check_label_order(ours, theirs)
+
+
+def check_mixup(mixup: UncertaintyMixup | None, teacher: Teacher | None) -> None:
+    """Refuse to mix the rows of a batch for a teacher into which nothing can be put.
+
+    Raises:
+        ValueError: mixup with a teacher that is no FrozenTeacher.
+    """
+    if mixup is not None and teacher is not None and not isinstance(teacher, FrozenTeacher):
+        raise ValueError(
+            f"uncertainty_mixup mixes the embeddings inside student and teacher, but the teacher is a "
+            f"{type(teacher).__name__}. It would be shown unmixed rows, and teach something else than is learnt. Pass "
+            "the teacher as a model, or leave uncertainty_mixup off."
+        )
 
 
 def prepare_ddp(accelerator: Accelerator, args: TrainingArguments, objective: Objective) -> None:

@@ -35,7 +35,7 @@ from hfdistill.mixup import MixedBatch, evaluated_logits
 from hfdistill.objective import Objective
 from hfdistill.objective_state import load_objective, save_objective
 from hfdistill.observation import observed_terms
-from hfdistill.pairing import bind_objective, check_same_tokens, prepare_ddp, settled_teacher
+from hfdistill.pairing import bind_objective, check_mixup, check_same_tokens, prepare_ddp, settled_teacher
 from hfdistill.perturbation import found_shift, shifted_embeddings
 from hfdistill.representations import SAMPLE_INDEX, Batch, Representations
 from hfdistill.sample_index import class_labels, indexed_rows
@@ -84,12 +84,13 @@ class DistillationTrainer(Trainer):
         self.objective: Objective = as_objective(objective)
         prepare_ddp(self.accelerator, self.args, self.objective)
         check_arguments(self.args)
-        check_batch_size(self.args, self.objective)
         check_dataset(self.train_dataset)
         self.student_anatomy = Anatomy.of(self.student)
         self.teacher = settled_teacher(teacher, self.student, self.settings.teacher_dtype)
         self._losses_as_given = copy.deepcopy(self.objective.losses) if self.model_init is not None else None
         self._bind()
+        check_batch_size(self.args, self.objective)
+        check_mixup(self.settings.uncertainty_mixup, self.teacher)
         if self.teacher is not None and self.objective.same_tokens:
             ours, theirs = self.student_anatomy, self.teacher.anatomy
             check_same_tokens(ours, theirs, self.processing_class, teacher_processing_class, teacher)

@@ -9,7 +9,6 @@ import pytest
 import torch
 from datasets import Dataset, IterableDataset
 from torch import Tensor
-from toy_models import toy_bert
 from training_toys import text_rows, trainer_of
 
 from hfdistill import Batch, DistillationLoss, Needs, Objective, Representations, TaskLoss

@@ -10,7 +10,7 @@ import torch
 from toy_models import toy_bert, toy_vit
 from training_toys import image_rows, largest_difference, logged, text_rows, trainer_of, weights_of
 
-from hfdistill import FrozenTeacher, Objective, SoftTargetLoss, TaskLoss
+from hfdistill import Anatomy, FrozenTeacher, Objective, SoftTargetLoss, TaskLoss
 
 MIXUP = {"uncertainty_mixup": True, "uncertainty_mixup_kwargs": {"keep": 0.5}}
 
@@ -66,3 +66,19 @@ def test_a_resumed_run_mixes_the_same(tmp_path: Path) -> None:
     runs[0].train()
     runs[1].train(resume_from_checkpoint=str(tmp_path / "whole" / "checkpoint-2"))
     assert largest_difference(*(weights_of(run.student) for run in runs)) == 0
+
+
+def test_a_teacher_that_cannot_be_shown_mixed_rows_is_refused(tmp_path: Path) -> None:
+    """It would teach the unmixed rows to a student that reads mixed ones, and the loss would still fall."""
+
+    class Served:
+        anatomy = Anatomy.of(toy_bert(layers=4))
+
+        def prepare(self, device: Any) -> None:
+            """Nothing to do."""
+
+        def represent(self, inputs: Any, needs: Any) -> Any:
+            raise AssertionError
+
+    with pytest.raises(ValueError, match="Pass the teacher as a model"):
+        trainer_of(tmp_path, Objective(kd=SoftTargetLoss()), teacher=Served(), **MIXUP)

@@ -36,8 +36,9 @@ class DistillationLoss(nn.Module, ABC):
     indexed: ClassVar[bool] = False
     """Whether the loss keeps something for each training row: then `bind_data` is called and batches have an index."""
 
-    fewest_rows: ClassVar[int] = 1
-    """Rows that a batch needs for the loss to teach anything; fewer (the last batch of an epoch) give 0."""
+    fewest_rows: int = 1
+    """Rows that a batch needs for the whole loss to teach; with fewer (the last batch of an epoch) some of it is 0.
+    Known after `bind`."""
 
     gather: bool = False
     """Whether the loss sees the rows of all processes as one batch."""

@@ -33,11 +33,13 @@ ORACLES: dict[str, Callable[..., Any]] = {
     "conditional_ts": lambda s, t, y, T=1.0, mask=None: conditional_teacher(s, t, y.long(), T, mask),
     "ka_probability_shift": lambda t, y, T=1.0: (probability_shift(t, y.long()) / T).softmax(-1),
     "ka_lsr": ka_lsr,
-    "flsw_temperature": lambda s, t, tau0=4.0, beta=1.0, gamma=2.0: flsw_temperature(s, t, tau0, beta, gamma),
-    "cwsm_temperature": lambda s, tau0=4.0, beta=1.0: cwsm_temperature(s, tau0, beta),
+    "flsw_temperature": lambda s, t, tau0=4.0, beta=1.0, gamma=2.0, mask=None: flsw_temperature(
+        s, t, tau0, beta, gamma, mask
+    ),
+    "cwsm_temperature": lambda s, tau0=4.0, beta=1.0, mask=None: cwsm_temperature(s, tau0, beta, mask),
     "unix_scores": lambda s, strategy="entropy": unix_scores(s, strategy),
     "unix_mask": lambda n, b, w=10.0: unix_mask(int(n), int(b), w),
     "unix_mix": mix,
-    "triplet_kd": lambda t, sp, sn, margin=5.0: triplet(t, sp, sn, margin),
+    "triplet_kd": lambda t, sp, sn, margin=5.0, mask=None: triplet(t, sp, sn, margin, mask),
     "pad_l2": lambda s, t, logvar, mask=None: prime_aware(s, t, logvar, mask),
 }

@@ -7,6 +7,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from hfdistill.anatomy import Anatomy
 from hfdistill.functional.classes import class_correlation
 from hfdistill.losses.gathering import gathered_rows
 from hfdistill.losses.logits import SoftenedLogitLoss, Targets
@@ -74,6 +75,11 @@ class CorrelationLoss(SoftenedLogitLoss):
         self.beta = beta
         self.gamma = gamma
         self.gather = gather
+
+    def bind(self, student: Anatomy, teacher: Anatomy) -> None:
+        """Refuse heads that cannot be compared; tokens are rows, so one row of text is enough of them."""
+        super().bind(student, teacher)
+        self.fewest_rows = 1 if self.token_level else 3
 
     def compare(self, student: Tensor, teacher: Tensor, targets: Targets) -> Tensor:
         """One minus the correlations with the teacher's probabilities."""
