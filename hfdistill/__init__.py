@@ -19,17 +19,72 @@ if TYPE_CHECKING:
     from hfdistill.capture import Capture as Capture
     from hfdistill.experiment import Comparison as Comparison
     from hfdistill.experiment import Experiment as Experiment
+    from hfdistill.few_sample import Recovery as Recovery
+    from hfdistill.few_sample import recover_from_few_samples as recover_from_few_samples
     from hfdistill.layer_map import LayerMap as LayerMap
+    from hfdistill.losses import ActivationAttentionLoss as ActivationAttentionLoss
+    from hfdistill.losses import AdjustedTargetLoss as AdjustedTargetLoss
+    from hfdistill.losses import AngleRelationLoss as AngleRelationLoss
+    from hfdistill.losses import AttendedLayerLoss as AttendedLayerLoss
     from hfdistill.losses import AttentionLoss as AttentionLoss
     from hfdistill.losses import AttentionMapLoss as AttentionMapLoss
     from hfdistill.losses import AttentionRelationLoss as AttentionRelationLoss
+    from hfdistill.losses import AttentiveChannelLoss as AttentiveChannelLoss
+    from hfdistill.losses import BatchRelationLoss as BatchRelationLoss
+    from hfdistill.losses import BilevelLoss as BilevelLoss
+    from hfdistill.losses import CategoryStructureLoss as CategoryStructureLoss
+    from hfdistill.losses import ChannelLoss as ChannelLoss
+    from hfdistill.losses import ChannelMatchingLoss as ChannelMatchingLoss
+    from hfdistill.losses import ConditionalTeacherLoss as ConditionalTeacherLoss
+    from hfdistill.losses import ContrastiveMemoryLoss as ContrastiveMemoryLoss
+    from hfdistill.losses import ContrastiveRelationLoss as ContrastiveRelationLoss
     from hfdistill.losses import ContrastiveRepresentationLoss as ContrastiveRepresentationLoss
+    from hfdistill.losses import CorrelationCongruenceLoss as CorrelationCongruenceLoss
+    from hfdistill.losses import CorrelationLoss as CorrelationLoss
+    from hfdistill.losses import DecoupledLoss as DecoupledLoss
+    from hfdistill.losses import DistanceRelationLoss as DistanceRelationLoss
     from hfdistill.losses import DistillationLoss as DistillationLoss
+    from hfdistill.losses import FeatureMapLoss as FeatureMapLoss
+    from hfdistill.losses import FlowLoss as FlowLoss
+    from hfdistill.losses import HardLabelLoss as HardLabelLoss
     from hfdistill.losses import HiddenStateLoss as HiddenStateLoss
+    from hfdistill.losses import HolisticLoss as HolisticLoss
+    from hfdistill.losses import InBatchContrastLoss as InBatchContrastLoss
+    from hfdistill.losses import InstanceGraphLoss as InstanceGraphLoss
+    from hfdistill.losses import JensenShannonLoss as JensenShannonLoss
+    from hfdistill.losses import KernelAlignmentLoss as KernelAlignmentLoss
+    from hfdistill.losses import KnowledgeProjectionLoss as KnowledgeProjectionLoss
+    from hfdistill.losses import LayerRelationLoss as LayerRelationLoss
     from hfdistill.losses import LayerwiseLoss as LayerwiseLoss
+    from hfdistill.losses import LearnedTransferLoss as LearnedTransferLoss
+    from hfdistill.losses import LightweightTeacherLoss as LightweightTeacherLoss
+    from hfdistill.losses import LocalCorrelationLoss as LocalCorrelationLoss
+    from hfdistill.losses import LogitLoss as LogitLoss
+    from hfdistill.losses import NeuronSelectivityLoss as NeuronSelectivityLoss
     from hfdistill.losses import PatienceLoss as PatienceLoss
+    from hfdistill.losses import PrimeAwareLoss as PrimeAwareLoss
+    from hfdistill.losses import ProbabilisticTransferLoss as ProbabilisticTransferLoss
+    from hfdistill.losses import ReverseKLLoss as ReverseKLLoss
+    from hfdistill.losses import ReviewLoss as ReviewLoss
+    from hfdistill.losses import SimilarityPreservingLoss as SimilarityPreservingLoss
+    from hfdistill.losses import SkewedKLLoss as SkewedKLLoss
+    from hfdistill.losses import SoftenedLogitLoss as SoftenedLogitLoss
     from hfdistill.losses import SoftTargetLoss as SoftTargetLoss
+    from hfdistill.losses import StageByStageLoss as StageByStageLoss
+    from hfdistill.losses import StandardizedLoss as StandardizedLoss
     from hfdistill.losses import TaskLoss as TaskLoss
+    from hfdistill.losses import TaskOrientedLoss as TaskOrientedLoss
+    from hfdistill.losses import TokenGramLoss as TokenGramLoss
+    from hfdistill.losses import TokenPairLoss as TokenPairLoss
+    from hfdistill.losses import TokenRelationLoss as TokenRelationLoss
+    from hfdistill.losses import TopKLoss as TopKLoss
+    from hfdistill.losses import TotalVariationLoss as TotalVariationLoss
+    from hfdistill.losses import TripletLoss as TripletLoss
+    from hfdistill.losses import UniversalLogitLoss as UniversalLogitLoss
+    from hfdistill.losses import VariationalLoss as VariationalLoss
+    from hfdistill.losses.method import Method as Method
+    from hfdistill.losses.method import Paper as Paper
+    from hfdistill.mixup import UncertaintyMixup as UncertaintyMixup
     from hfdistill.objective import Objective as Objective
     from hfdistill.presets import preset as preset
     from hfdistill.presets import preset_names as preset_names
@@ -48,6 +103,7 @@ if TYPE_CHECKING:
     from hfdistill.students import StudentNote as StudentNote
     from hfdistill.students import describe_student as describe_student
     from hfdistill.students import student_from as student_from
+    from hfdistill.teacher_tokens import TeacherTokensCollator as TeacherTokensCollator
     from hfdistill.teachers import FrozenTeacher as FrozenTeacher
     from hfdistill.teachers import Teacher as Teacher
     from hfdistill.text_classification import TextClassification as TextClassification
@@ -55,45 +111,101 @@ if TYPE_CHECKING:
     from hfdistill.trainer import DistillationTrainer as DistillationTrainer
 
 _SUBMODULE_OF = {
+    "ActivationAttentionLoss": "losses",
+    "AdjustedTargetLoss": "losses",
     "Anatomy": "anatomy",
+    "AngleRelationLoss": "losses",
+    "AttendedLayerLoss": "losses",
     "Attention": "representations",
     "AttentionLoss": "losses",
     "AttentionMapLoss": "losses",
     "AttentionRelationLoss": "losses",
+    "AttentiveChannelLoss": "losses",
     "Batch": "representations",
+    "BatchRelationLoss": "losses",
+    "BilevelLoss": "losses",
     "Capture": "capture",
+    "CategoryStructureLoss": "losses",
+    "ChannelLoss": "losses",
+    "ChannelMatchingLoss": "losses",
     "Comparison": "experiment",
+    "ConditionalTeacherLoss": "losses",
     "Constant": "schedules",
+    "ContrastiveMemoryLoss": "losses",
+    "ContrastiveRelationLoss": "losses",
     "ContrastiveRepresentationLoss": "losses",
+    "CorrelationCongruenceLoss": "losses",
+    "CorrelationLoss": "losses",
     "Cosine": "schedules",
+    "DecoupledLoss": "losses",
     "describe_student": "students",
+    "DistanceRelationLoss": "losses",
     "distil_text_classifier": "text_classification",
     "DistillationLoss": "losses",
     "DistillationTrainer": "trainer",
     "DistillationTrainingArguments": "arguments",
     "Experiment": "experiment",
+    "FeatureMapLoss": "losses",
+    "FlowLoss": "losses",
     "FrozenTeacher": "teachers",
+    "HardLabelLoss": "losses",
     "HiddenStateLoss": "losses",
+    "HolisticLoss": "losses",
+    "InBatchContrastLoss": "losses",
+    "InstanceGraphLoss": "losses",
+    "JensenShannonLoss": "losses",
+    "KernelAlignmentLoss": "losses",
+    "KnowledgeProjectionLoss": "losses",
     "LayerMap": "layer_map",
+    "LayerRelationLoss": "losses",
     "LayerwiseLoss": "losses",
+    "LearnedTransferLoss": "losses",
+    "LightweightTeacherLoss": "losses",
     "Linear": "schedules",
+    "LocalCorrelationLoss": "losses",
+    "LogitLoss": "losses",
+    "Method": "losses.method",
     "Needs": "representations",
+    "NeuronSelectivityLoss": "losses",
     "Objective": "objective",
+    "Paper": "losses.method",
     "parse_recipe": "recipe_arguments",
     "PatienceLoss": "losses",
     "Piecewise": "schedules",
     "preset": "presets",
     "preset_names": "presets",
+    "PrimeAwareLoss": "losses",
+    "ProbabilisticTransferLoss": "losses",
     "Projector": "projector",
     "Ramp": "schedules",
+    "recover_from_few_samples": "few_sample",
+    "Recovery": "few_sample",
     "Representations": "representations",
+    "ReverseKLLoss": "losses",
+    "ReviewLoss": "losses",
     "Schedule": "schedules",
+    "SimilarityPreservingLoss": "losses",
+    "SkewedKLLoss": "losses",
+    "SoftenedLogitLoss": "losses",
     "SoftTargetLoss": "losses",
+    "StageByStageLoss": "losses",
+    "StandardizedLoss": "losses",
     "student_from": "students",
     "StudentNote": "students",
     "TaskLoss": "losses",
+    "TaskOrientedLoss": "losses",
     "Teacher": "teachers",
+    "TeacherTokensCollator": "teacher_tokens",
     "TextClassification": "text_classification",
+    "TokenGramLoss": "losses",
+    "TokenPairLoss": "losses",
+    "TokenRelationLoss": "losses",
+    "TopKLoss": "losses",
+    "TotalVariationLoss": "losses",
+    "TripletLoss": "losses",
+    "UncertaintyMixup": "mixup",
+    "UniversalLogitLoss": "losses",
+    "VariationalLoss": "losses",
 }
 
 __all__ = ["__version__", *_SUBMODULE_OF]

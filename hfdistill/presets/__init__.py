@@ -11,11 +11,79 @@ from collections.abc import Callable
 
 from hfdistill.keywords import check_keywords, nearest
 from hfdistill.objective import Objective
+from hfdistill.presets.activation import at, cwd, fitnets, fsp, kpn, nst, structured, vid
+from hfdistill.presets.classes import deit, dist, dkd, eskd, logit_regression, lskd
+from hfdistill.presets.contrastive import crcd, crd, infonce
+from hfdistill.presets.divergences import distillm, gkd, reverse_kl, top_k, uld
 from hfdistill.presets.language_models import distilbert, lrc_bert, minilm, pkd, pkd_last, tinybert
+from hfdistill.presets.learned_transfer import l2t_ww
+from hfdistill.presets.matching import afd, afds, mgd, reviewkd, tofd
+from hfdistill.presets.relation import cc, cskd, irg, lcc, pkt, rkd, sp, stepwise_rkd
 from hfdistill.presets.response import kd
+from hfdistill.presets.stages import sskd
+from hfdistill.presets.supervision import conditional_ts, dtd, ka, lw_kd, pad, triplet, unix
+from hfdistill.presets.transfer import cka, ckd, dynabert_depth, dynabert_width, mobilebert
 
 PRESETS: dict[str, Callable[..., Objective]] = {
-    function.__name__: function for function in (kd, distilbert, pkd, pkd_last, tinybert, lrc_bert, minilm)
+    function.__name__: function
+    for function in (
+        kd,
+        logit_regression,
+        eskd,
+        dkd,
+        dist,
+        lskd,
+        deit,
+        reverse_kl,
+        gkd,
+        distillm,
+        uld,
+        top_k,
+        conditional_ts,
+        ka,
+        dtd,
+        pad,
+        lw_kd,
+        triplet,
+        unix,
+        distilbert,
+        pkd,
+        pkd_last,
+        tinybert,
+        lrc_bert,
+        minilm,
+        fitnets,
+        at,
+        fsp,
+        nst,
+        vid,
+        kpn,
+        cwd,
+        structured,
+        reviewkd,
+        afd,
+        afds,
+        mgd,
+        tofd,
+        l2t_ww,
+        cka,
+        ckd,
+        mobilebert,
+        dynabert_width,
+        dynabert_depth,
+        sskd,
+        rkd,
+        stepwise_rkd,
+        sp,
+        pkt,
+        cc,
+        irg,
+        lcc,
+        cskd,
+        crd,
+        crcd,
+        infonce,
+    )
 }
 """Name -> function that builds the objective."""
 

@@ -210,6 +210,7 @@ def test_one_row_is_a_batch(name: str) -> None:
     value = value_of(loss, scene)
     assert value.shape == ()
     assert value > 0 if VARIANTS[name].single_row else value == 0
+    assert VARIANTS[name].single_row or loss.fewest_rows > 1, "the trainer must be able to refuse batches of one row"
     value.backward()
     for tensor in [*leaves(scene.student), *loss.parameters()]:
         assert tensor.grad is None or tensor.grad.isfinite().all()

@@ -86,6 +86,8 @@ class KernelAlignmentLoss(BatchRelationLoss):
     ) -> None:
         super().__init__(layers, pooling, gather, weight)
         self.samples = choose("samples", samples, ("tokens", "rows"))
+        if samples == "rows":
+            self.fewest_rows = 4 if debiased else 2
         self.centre = centre
         self.debiased = debiased
         if debiased and not centre:

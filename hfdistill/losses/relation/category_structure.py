@@ -67,6 +67,7 @@ class CategoryStructureLoss(BatchRelationLoss):
             "at least 2 classes in a batch: sample by class where there are many",
         ),
     )
+    fewest_rows: int = 2
 
     def __init__(
         self,

@@ -65,6 +65,7 @@ class ContrastiveRelationLoss(MemoryContrastLoss):
         ),
         unverified="the authors call their published code incomplete; the relation between gradients is left out",
     )
+    fewest_rows: int = 2
     normalized: ClassVar[bool] = True
 
     def __init__(

@@ -49,6 +49,7 @@ class CorrelationCongruenceLoss(BatchRelationLoss):
         ("at least 2 rows in a batch", "depends on which rows share a batch: see gather"),
         "the paper's weight, and its sampling of rows by class, which is left to the data",
     )
+    fewest_rows: int = 2
 
     def __init__(
         self,

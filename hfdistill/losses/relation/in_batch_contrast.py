@@ -55,6 +55,7 @@ class InBatchContrastLoss(EmbeddedLoss):
         ),
         unverified="its temperature and weight for distillation, which no paper of ours fixes",
     )
+    fewest_rows: int = 2
 
     def __init__(
         self,

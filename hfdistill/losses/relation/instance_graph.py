@@ -60,6 +60,7 @@ class InstanceGraphLoss(BatchRelationLoss):
         ("at least 2 rows in a batch", "depends on which rows share a batch: see gather"),
         "the paper's mode of one student layer to all teacher layers, which is left out",
     )
+    fewest_rows: int = 2
 
     def __init__(
         self,

@@ -73,6 +73,7 @@ class LocalCorrelationLoss(BatchRelationLoss):
                 f"LocalCorrelationLoss needs at least 1 part, got {parts}: it compares parts of rows. Use 2 to 4."
             )
         self.parts = parts
+        self.fewest_rows = 2 if parts == 1 else 1
         self.within = within
         self.same_place = same_place
         self.across = across

@@ -45,6 +45,7 @@ class ProbabilisticTransferLoss(BatchRelationLoss):
         ("at least 2 rows in a batch", "depends on which rows share a batch: see gather"),
         "the numbers of the paper's equations are from memory",
     )
+    fewest_rows: int = 2
 
     def compare(self, student: Tensor, teacher: Tensor, mask: Tensor | None) -> Tensor:
         """Divergence of the neighbourhoods of one pair of layers."""

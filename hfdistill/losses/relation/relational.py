@@ -38,6 +38,7 @@ class DistanceRelationLoss(BatchRelationLoss):
     method = Method(
         (RKD,), ("rkd/distance",), ("at least 2 rows in a batch", "depends on which rows share a batch: see gather")
     )
+    fewest_rows: int = 2
 
     def compare(self, student: Tensor, teacher: Tensor, mask: Tensor | None) -> Tensor:
         """Huber loss of the distances of one pair of layers."""
@@ -72,6 +73,7 @@ class AngleRelationLoss(BatchRelationLoss):
         ("rkd/angle",),
         ("at least 3 rows in a batch", "depends on which rows share a batch: see gather", "memory grows with B^3"),
     )
+    fewest_rows: int = 3
 
     def __init__(
         self,

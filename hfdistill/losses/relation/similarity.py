@@ -46,6 +46,7 @@ class SimilarityPreservingLoss(BatchRelationLoss):
         ("sp",),
         ("at least 2 rows in a batch", "depends on which rows share a batch: see gather"),
     )
+    fewest_rows: int = 2
 
     def __init__(
         self,

@@ -48,6 +48,7 @@ class TripletLoss(LogitLoss):
             "at least 2 classes in a batch",
         ),
     )
+    fewest_rows: int = 2
     labelled: ClassVar[bool] = True
 
     def __init__(self, margin: float = 5.0, gather: bool = False, weight: float | Schedule = 1.0) -> None:
