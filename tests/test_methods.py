@@ -70,6 +70,13 @@ def test_every_preset_cites_its_paper(name: str) -> None:
     assert re.search(r"\b(19|20)\d\d\b", row)
 
 
+def test_the_readme_counts_and_names_them() -> None:
+    """It is the first page that a user reads, and the one that is forgotten."""
+    text = (REPOSITORY / "README.md").read_text(encoding="utf-8")
+    assert f"{len(CATALOGUE)} losses and {len(PRESETS)} presets" in text
+    assert not [name for name in PRESETS if f"`{name}`" not in text]
+
+
 def test_both_forms_list_everything() -> None:
     """The terminal and the page are of one catalogue."""
     text, page = as_text(), as_markdown()

@@ -1,14 +1,10 @@
 """Two processes that gather their rows must get the loss and the gradients that one process gets with all of them."""
 
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import gather
 import pytest
 import torch
 from gather import CASES, GATHERING, Results
+from launching import in_two_processes
 
 pytestmark = pytest.mark.slow
 
@@ -18,12 +14,7 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Results]:
     """What one process and what each of two got, by the name of its file."""
     folder = tmp_path_factory.mktemp("gather")
     gather.run(folder)
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    tests = Path(__file__).parents[1]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": f"{tests}{os.pathsep}{tests.parent}"}
-    command = [*launcher, gather.__file__, str(folder)]
-    ended = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
-    assert ended.returncode == 0, ended.stderr[-4000:]
+    in_two_processes(gather.__file__, str(folder))
     return {file.stem: torch.load(file) for file in sorted(folder.iterdir())}
 
 

@@ -1,13 +1,11 @@
 """Two processes must remember the same rows, and contrast a batch that is spread over them as one process does."""
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import memory_banks
 import pytest
 import torch
+from launching import in_two_processes
 from safetensors.torch import load_file
 from torch import Tensor
 from toy_models import toy_bert
@@ -26,12 +24,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What one process and what two processes wrote."""
     folder = tmp_path_factory.mktemp("processes")
     memory_banks.run(folder, 1)
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    command = [*launcher, memory_banks.__file__, str(folder), "2"]
-    tests = Path(__file__).parents[1]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": f"{tests}{os.pathsep}{tests.parent}"}
-    ended = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
-    assert ended.returncode == 0, ended.stderr[-4000:]
+    in_two_processes(memory_banks.__file__, str(folder), "2")
     return folder
 
 

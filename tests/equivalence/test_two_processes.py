@@ -4,13 +4,11 @@ Contrastive losses are left out: their negatives are the other rows of a process
 """
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import two_processes
+from launching import in_two_processes
 from safetensors.torch import load_file
 from training_toys import largest_difference
 
@@ -22,12 +20,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What one process and what two processes wrote."""
     folder = tmp_path_factory.mktemp("processes")
     two_processes.run(folder, 1)
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    command = [*launcher, two_processes.__file__, str(folder), "2"]
-    tests = Path(__file__).parents[1]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": f"{tests}{os.pathsep}{tests.parent}"}
-    ended = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
-    assert ended.returncode == 0, ended.stderr[-4000:]
+    in_two_processes(two_processes.__file__, str(folder), "2")
     return folder
 
 

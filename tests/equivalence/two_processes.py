@@ -34,6 +34,7 @@ CASES: dict[str, tuple[str, Any, dict[str, Any]]] = {
         lambda: preset("tinybert", switch=0.5),
         {"max_steps": 4, "activation_checkpointing": True},
     ),
+    "stages": (ROWS, lambda: preset("sskd", finish=0.5), {"max_steps": 4, "weight_decay": 0.1}),
     "perturbed": (ROWS, lambda: Objective(kd=SoftTargetLoss()), {"embedding_perturbation": 0.1}),
 }
 
