@@ -14,7 +14,8 @@ from hfdistill.losses.base import DistillationLoss
 from hfdistill.representations import IGNORE_INDEX, Batch, Needs, Representations
 from hfdistill.schedules import Schedule, as_schedule
 
-_TOKEN_HEADS = ("ForTokenClassification", "ForMaskedLM", "ForCausalLM")
+TOKEN_HEADS = ("ForTokenClassification", "ForMaskedLM", "ForCausalLM")
+"""Heads that answer for each token, (B, N, K), as transformers names them."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +64,7 @@ class LogitLoss(DistillationLoss):
                 f"student with num_labels={teacher.classes}, or choose the teacher's classes with "
                 "FrozenTeacher(teacher, label_map=[...])."
             )
-        self.token_level = student.head in _TOKEN_HEADS
+        self.token_level = student.head in TOKEN_HEADS
         self.causal = student.head == "ForCausalLM"
         language_model = self.token_level and student.head != "ForTokenClassification"
         if 0 < student.classes < self.fewest_classes and not language_model:  # there num_labels means nothing

@@ -10,11 +10,12 @@ from hfdistill.anatomy import Anatomy
 from hfdistill.functional.activation import channel_kl
 from hfdistill.losses.base import choose
 from hfdistill.losses.layerwise import Layers, LayerwiseLoss
+from hfdistill.losses.logits import TOKEN_HEADS
 from hfdistill.losses.method import Method, Paper
 from hfdistill.representations import Batch, Needs, Representations
 from hfdistill.schedules import Schedule
 
-_TOKEN_HEADS = ("ForTokenClassification", "ForMaskedLM", "ForCausalLM", "")  # "": not known, seen when it runs
+_MAPS = (*TOKEN_HEADS, "")  # "": not known, seen when it runs
 _ADVICE = (
     "A channel is a distribution over the tokens, and a row of logits (B, K) has none. Use knowledge='hidden', or "
     "SoftTargetLoss for the classes of a row."
@@ -80,7 +81,7 @@ class ChannelLoss(LayerwiseLoss):
         if self.knowledge == "hidden":
             super().bind(student, teacher)
             return
-        if student.head not in _TOKEN_HEADS or teacher.head not in _TOKEN_HEADS:
+        if student.head not in _MAPS or teacher.head not in _MAPS:
             raise ValueError(
                 f"ChannelLoss(knowledge='logits') needs token-level heads, got {student.head!r} (student) and "
                 f"{teacher.head!r} (teacher). {_ADVICE}"

@@ -13,12 +13,13 @@ from hfdistill.functional.matching import task_oriented
 from hfdistill.functional.response import soft_target_cross_entropy
 from hfdistill.losses.base import DistillationLoss, choose
 from hfdistill.losses.layerwise import Layers, layer_sets, parse_layers
+from hfdistill.losses.logits import TOKEN_HEADS
 from hfdistill.losses.method import Method, Paper
 from hfdistill.losses.pooling import POOLINGS, pooled_vector
 from hfdistill.representations import IGNORE_INDEX, Batch, Needs, Representations
 from hfdistill.schedules import Linear, Schedule, as_schedule
 
-_TOKEN_HEADS = ("ForTokenClassification", "ForMaskedLM", "ForCausalLM", "ForQuestionAnswering")
+_NOT_OF_ROWS = (*TOKEN_HEADS, "ForQuestionAnswering")
 
 
 class TaskOrientedLoss(DistillationLoss):
@@ -89,7 +90,7 @@ class TaskOrientedLoss(DistillationLoss):
 
     def bind(self, student: Anatomy, teacher: Anatomy) -> None:
         """Resolve the layer map and build the classifiers; refuse what does not classify rows."""
-        if student.classes < 2 or student.head in _TOKEN_HEADS:
+        if student.classes < 2 or student.head in _NOT_OF_ROWS:
             raise ValueError(
                 f"TaskOrientedLoss needs a student that classifies rows into at least 2 classes, got "
                 f"{student.head or 'a head'} with {student.classes}: its auxiliary classifiers learn the labels of "

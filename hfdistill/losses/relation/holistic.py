@@ -10,12 +10,11 @@ from torch import Tensor, nn
 from hfdistill.anatomy import Anatomy
 from hfdistill.functional.reductions import masked_mean
 from hfdistill.losses.base import DistillationLoss
+from hfdistill.losses.logits import TOKEN_HEADS
 from hfdistill.losses.method import Method, Paper
 from hfdistill.losses.pooling import pooled_vector
 from hfdistill.representations import Batch, Needs, Representations
 from hfdistill.schedules import Schedule
-
-_TOKEN_HEADS = ("ForTokenClassification", "ForMaskedLM", "ForCausalLM")
 
 
 class HolisticLoss(DistillationLoss):
@@ -68,7 +67,7 @@ class HolisticLoss(DistillationLoss):
 
     def bind(self, student: Anatomy, teacher: Anatomy) -> None:
         """Build the critic, or refuse heads whose answers it cannot score."""
-        if student.classes != teacher.classes or teacher.classes < 2 or teacher.head in _TOKEN_HEADS:
+        if student.classes != teacher.classes or teacher.classes < 2 or teacher.head in TOKEN_HEADS:
             raise ValueError(
                 f"HolisticLoss scores one distribution per row, over the same classes, got {student.head!r} with "
                 f"{student.classes} (student) and {teacher.head!r} with {teacher.classes} (teacher). Use row-level "
