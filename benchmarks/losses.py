@@ -28,11 +28,12 @@ TRAINING_ROWS = 65536
 PAGE = """# What each loss costs
 
 Forward and backward pass of each loss, with its defaults (layer maps included: "uniform" over 6 layers and the
-embeddings costs seven times one layer), on a batch of {rows} rows of {tokens} tokens, width {width}, in float32, on one
-thread of {cpu}. Written by `python -m benchmarks.losses --markdown docs/costs.md`.
+embeddings costs seven times one layer), on a batch of {rows} rows of {tokens} tokens, width {width}, in float32, on
+one thread of {cpu}. Written by `python -m benchmarks.losses --markdown docs/costs.md`.
 
-Each loss is measured in a process of its own, in turn with plain KD (soft targets of {classes} classes: {kd_ms:.2f} ms,
-{kd_mb:.1f} MB), and set beside the forward and backward pass of a student of 6 layers ({step_s:.1f} s, {step_mb:.0f} MB).
+Each loss is measured in a process of its own, in turn with plain KD (soft targets of {classes} classes:
+{kd_ms:.2f} ms, {kd_mb:.1f} MB), and set beside the forward and backward pass of a student of 6 layers
+({step_s:.1f} s, {step_mb:.0f} MB).
 
 * alone / KD: time of the loss over the time of plain KD, which on a step's scale is nothing.
 * step time, step memory: student's pass and loss together, over student's pass and plain KD: what a user pays.
