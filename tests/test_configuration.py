@@ -211,3 +211,28 @@ def test_every_loss_takes_its_weight_from_a_file() -> None:
     for name in CATALOGUE:
         term = f"{{loss: {name}, weight: {{schedule: cosine, start: 1, end: 0}}}}"
         assert loss_from_mapping("x", yaml.safe_load(term)).weight(1.0) == 0.0
+
+
+@pytest.mark.parametrize("name", CATALOGUE)
+def test_every_loss_is_named_in_a_file(name: str) -> None:
+    """With its defaults and a weight: what cannot be written in YAML cannot be swept."""
+    objective = objective_from_mapping({"term": {"loss": name, "weight": 0.5}})
+    assert type(objective["term"]) is CATALOGUE[name]
+    assert objective.weights(0.0) == {"term": 0.5}
+
+
+@pytest.mark.parametrize(
+    "keywords",
+    [
+        {"loss": "KnowledgeProjectionLoss", "student_layers": [1, 2], "teacher_layers": [3, 4]},
+        {"loss": "AttentionMapLoss", "progressive": 0.5},
+        {"loss": "TaskOrientedLoss", "temperature": {"schedule": "linear", "start": 1, "end": 2}},
+        {"loss": "AngleRelationLoss", "vertices": 8, "gather": True},
+        {"loss": "AdjustedTargetLoss", "dynamic": "flsw"},
+        {"loss": "UniversalLogitLoss", "top": None},
+    ],
+    ids=lambda keywords: str(keywords["loss"]),
+)
+def test_options_of_every_kind_pass(keywords: dict[str, object]) -> None:
+    """Lists, schedules, switches and None, as YAML gives them."""
+    assert objective_from_mapping({"term": keywords})
