@@ -39,7 +39,7 @@ LOSS_BASES = tuple(
     f"losses.{name}"
     for name in (
         *("base", "batch_relation", "bilevel", "embedding", "gathering", "layerwise"),
-        *("logits", "memory", "method", "places", "pooling"),
+        *("logits", "memory", "method", "papers", "places", "pooling"),
     )
 )
 # What a module may import of its own line. A folder's __init__ may import the folder's modules besides.

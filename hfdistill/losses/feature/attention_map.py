@@ -14,7 +14,8 @@ from hfdistill.functional.mobilebert import (
 )
 from hfdistill.losses.base import choose
 from hfdistill.losses.layerwise import AttentionLoss, Layers
-from hfdistill.losses.method import Method, Paper
+from hfdistill.losses.method import Method
+from hfdistill.losses.papers import MOBILEBERT, TINYBERT
 from hfdistill.representations import Attention, Batch, Needs, Representations
 from hfdistill.schedules import Schedule
 
@@ -61,18 +62,8 @@ class AttentionMapLoss(AttentionLoss):
 
     method = Method(
         papers=(
-            Paper(
-                "Jiao et al.",
-                2020,
-                "TinyBERT: Distilling BERT for Natural Language Understanding",
-                "https://arxiv.org/abs/1909.10351",
-            ),
-            Paper(
-                "Sun et al.",
-                2020,
-                "MobileBERT: a Compact Task-Agnostic BERT for Resource-Limited Devices",
-                "https://arxiv.org/abs/2004.02984",
-            ),
+            TINYBERT,
+            MOBILEBERT,
         ),
         evidence=(
             "att_mse_masked",

@@ -10,7 +10,8 @@ from hfdistill.anatomy import Anatomy
 from hfdistill.functional.mobilebert import check_progressive, feature_map_transfer, feature_statistics, layer_in_turn
 from hfdistill.losses.base import choose
 from hfdistill.losses.layerwise import Layers, LayerwiseLoss
-from hfdistill.losses.method import Method, Paper
+from hfdistill.losses.method import Method
+from hfdistill.losses.papers import MOBILEBERT
 from hfdistill.representations import Batch, Representations
 from hfdistill.schedules import Schedule
 
@@ -43,14 +44,7 @@ class FeatureMapLoss(LayerwiseLoss):
     """
 
     method = Method(
-        papers=(
-            Paper(
-                "Sun et al.",
-                2020,
-                "MobileBERT: a Compact Task-Agnostic BERT for Resource-Limited Devices",
-                "https://arxiv.org/abs/2004.02984",
-            ),
-        ),
+        papers=(MOBILEBERT,),
         evidence=("mobilebert/fmt", "mobilebert/stats"),
         restrictions=(
             "progressive: neither freezes earlier layers nor lowers their learning rate",

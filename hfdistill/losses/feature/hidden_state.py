@@ -8,6 +8,7 @@ from hfdistill import functional
 from hfdistill.losses.base import choose
 from hfdistill.losses.layerwise import Layers, LayerwiseLoss
 from hfdistill.losses.method import Method, Paper
+from hfdistill.losses.papers import TINYBERT
 from hfdistill.schedules import Schedule
 
 
@@ -38,12 +39,7 @@ class HiddenStateLoss(LayerwiseLoss):
     method = Method(
         papers=(
             Paper("Romero et al.", 2015, "FitNets: Hints for Thin Deep Nets", "https://arxiv.org/abs/1412.6550"),
-            Paper(
-                "Jiao et al.",
-                2020,
-                "TinyBERT: Distilling BERT for Natural Language Understanding",
-                "https://arxiv.org/abs/1909.10351",
-            ),
+            TINYBERT,
             Paper(
                 "Sanh et al.",
                 2019,

@@ -11,7 +11,8 @@ from hfdistill.anatomy import Anatomy
 from hfdistill.functional.reductions import masked_mean
 from hfdistill.losses.base import DistillationLoss
 from hfdistill.losses.logits import TOKEN_HEADS
-from hfdistill.losses.method import Method, Paper
+from hfdistill.losses.method import Method
+from hfdistill.losses.papers import STRUCTURED
 from hfdistill.losses.pooling import pooled_vector
 from hfdistill.representations import Batch, Needs, Representations
 from hfdistill.schedules import Schedule
@@ -42,14 +43,7 @@ class HolisticLoss(DistillationLoss):
     """
 
     method: ClassVar[Method | None] = Method(
-        papers=(
-            Paper(
-                "Liu et al.",
-                2019,
-                "Structured Knowledge Distillation for Semantic Segmentation",
-                "https://arxiv.org/abs/1903.04197",
-            ),
-        ),
+        papers=(STRUCTURED,),
         evidence=("limits and gradients of its own tests",),
         restrictions=("row-level heads", "its value may be below 0", "its gradient is not that of its value"),
         unverified="the critic of rows is ours; not run against the authors' code",

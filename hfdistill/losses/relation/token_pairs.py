@@ -10,7 +10,8 @@ from torch.nn import functional as F
 
 from hfdistill.functional.activation import token_similarity
 from hfdistill.losses.layerwise import Layers, LayerwiseLoss
-from hfdistill.losses.method import Method, Paper
+from hfdistill.losses.method import Method
+from hfdistill.losses.papers import STRUCTURED
 from hfdistill.representations import Batch
 from hfdistill.schedules import Schedule
 
@@ -41,14 +42,7 @@ class TokenPairLoss(LayerwiseLoss):
     projects: ClassVar[bool] = False
     places: ClassVar[bool] = True
     method: ClassVar[Method | None] = Method(
-        papers=(
-            Paper(
-                "Liu et al.",
-                2019,
-                "Structured Knowledge Distillation for Semantic Segmentation",
-                "https://arxiv.org/abs/1903.04197",
-            ),
-        ),
+        papers=(STRUCTURED,),
         evidence=("spatial_pairwise", "spatial_pairwise/masked"),
         restrictions=("the same places on both sides",),
     )
