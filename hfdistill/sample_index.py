@@ -52,10 +52,12 @@ def indexed_rows(dataset: Any) -> Any:
             "numbered and counted before training; pass a map-style data set, or a loss of in-batch negatives "
             "(InBatchContrastLoss)."
         )
+    if isinstance(dataset, IndexedRows) or (
+        isinstance(dataset, datasets.Dataset) and SAMPLE_INDEX in dataset.column_names
+    ):
+        return dataset
     if not isinstance(dataset, datasets.Dataset):
         return IndexedRows(dataset)
-    if SAMPLE_INDEX in dataset.column_names:
-        return dataset
     return dataset.add_column(SAMPLE_INDEX, list(range(len(dataset))))
 
 

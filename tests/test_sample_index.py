@@ -78,6 +78,7 @@ def test_any_map_style_data_set_is_numbered() -> None:
     numbered = indexed_rows(Squares({"x": 5}))
     assert [numbered[at] for at in range(3)] == [{"x": 5, SAMPLE_INDEX: at} for at in range(3)]
     assert len(numbered) == 3
+    assert indexed_rows(numbered) is numbered  # each trial of a search binds again
     with pytest.raises(TypeError, match="return dictionaries"):
         indexed_rows(Squares((1, 2)))[0]
 
