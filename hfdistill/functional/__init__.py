@@ -87,11 +87,8 @@ from hfdistill.functional.relation import correlation_congruence as correlation_
 from hfdistill.functional.relation import distance_relation as distance_relation
 from hfdistill.functional.relation import instance_edges as instance_edges
 from hfdistill.functional.relation import layer_transformation as layer_transformation
-from hfdistill.functional.relation import paired_rows as paired_rows
-from hfdistill.functional.relation import pairs_of as pairs_of
 from hfdistill.functional.relation import probabilistic_transfer as probabilistic_transfer
 from hfdistill.functional.relation import similarity_preserving as similarity_preserving
-from hfdistill.functional.relation import squared_distances as squared_distances
 from hfdistill.functional.response import logit_mse as logit_mse
 from hfdistill.functional.response import reverse_kl as reverse_kl
 from hfdistill.functional.response import soft_target_cross_entropy as soft_target_cross_entropy

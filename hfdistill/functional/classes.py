@@ -3,7 +3,15 @@
 import torch
 from torch import Tensor
 
-from hfdistill.functional.reductions import Mask, Temperature, divergence, masked_mean, matched, softened
+from hfdistill.functional.reductions import (
+    Mask,
+    Temperature,
+    divergence,
+    masked_mean,
+    matched,
+    softened,
+    tempered_mean,
+)
 
 _IGNORED = -100  # the label that PyTorch's cross-entropy ignores
 _EPSILON = 1e-8  # of DIST, added to the product of two lengths
@@ -28,7 +36,7 @@ def decoupled_parts(
     ours, our_others = _decoupled(student, label)
     theirs, their_others = _decoupled(teacher, label)
     target, others = divergence(theirs, ours), divergence(their_others, our_others)
-    return _softened_mean(target, temperature, valid), _softened_mean(others, temperature, valid)
+    return tempered_mean(target, temperature, valid), tempered_mean(others, temperature, valid)
 
 
 def decoupled_kl(
@@ -81,7 +89,7 @@ def standardized_kl(student: Tensor, teacher: Tensor, temperature: Temperature =
     """
     student, teacher, valid = matched(student, teacher, mask)
     student, teacher, _ = softened(_standardized(student), _standardized(teacher), temperature, valid)
-    return _softened_mean(divergence(teacher, student), temperature, valid)
+    return tempered_mean(divergence(teacher, student), temperature, valid)
 
 
 def hard_label_cross_entropy(student: Tensor, teacher: Tensor, mask: Mask = None) -> Tensor:
@@ -93,11 +101,6 @@ def hard_label_cross_entropy(student: Tensor, teacher: Tensor, mask: Mask = None
     student, teacher, valid = softened(student, teacher, 1.0, mask)
     likeliest = teacher.argmax(-1, keepdim=True)  # (..., 1)
     return masked_mean(-student.log_softmax(-1).gather(-1, likeliest)[..., 0], valid)
-
-
-def _softened_mean(rows: Tensor, temperature: Temperature, valid: Mask) -> Tensor:
-    """T² times the mean of the valid rows (...); T may be one per row, (..., 1)."""
-    return masked_mean((rows[..., None] * temperature**2)[..., 0], valid)
 
 
 def _pearson(first: Tensor, second: Tensor, valid: Mask = None) -> Tensor:

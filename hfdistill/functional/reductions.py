@@ -51,6 +51,11 @@ def masked_mean(values: Tensor, valid: Mask = None) -> Tensor:
     return values.masked_fill(~valid, 0).sum() / valid.expand_as(values).sum().clamp(min=1)
 
 
+def tempered_mean(rows: Tensor, temperature: Temperature, valid: Mask = None) -> Tensor:
+    """T² times the mean of the valid rows (...); T may be one per row, (..., 1)."""
+    return masked_mean((rows[..., None] * temperature**2)[..., 0], valid)
+
+
 def squares(student: Tensor, teacher: Tensor) -> Tensor:
     """(s - t)², with 0 where both sides hold the same infinity: a class that is shut out on both sides."""
     shut_out = torch.isinf(student) & (student == teacher)  # -inf on both sides counts as equal

@@ -22,9 +22,9 @@ def distance_relation(student: Tensor, teacher: Tensor, mask: Mask = None) -> Te
     mean over all pairs of valid samples, each with itself too, of huber(d_s - d_t), d_ij = |x_i - x_j| / mean over
     i ≠ j, huber(x) = x²/2 below 1 and |x| - 1/2 above. Park et al. 2019 (RKD), arXiv 1904.05068.
     """
-    student, teacher, valid = paired_rows(student, teacher, mask)
+    student, teacher, valid = _paired_rows(student, teacher, mask)
     student, teacher = (_unit_distances(side, valid) for side in (student, teacher))
-    return masked_mean(F.smooth_l1_loss(student, teacher, reduction="none"), pairs_of(valid))
+    return masked_mean(F.smooth_l1_loss(student, teacher, reduction="none"), _pairs_of(valid))
 
 
 def angle_relation(student: Tensor, teacher: Tensor, mask: Mask = None, vertices: Tensor | None = None) -> Tensor:
@@ -34,10 +34,10 @@ def angle_relation(student: Tensor, teacher: Tensor, mask: Mask = None, vertices
     two of them coincide. Park et al. 2019 (RKD), arXiv 1904.05068. vertices: (A,) numbers of the samples i, None: all;
     memory grows with A B (B + D).
     """
-    student, teacher, valid = paired_rows(student, teacher, mask)
+    student, teacher, valid = _paired_rows(student, teacher, mask)
     vertices = torch.arange(len(valid), device=valid.device) if vertices is None else vertices
     student, teacher = (_cosines(side, vertices) for side in (student, teacher))
-    triples = valid[vertices][:, None, None] & pairs_of(valid)  # (A, B, B)
+    triples = valid[vertices][:, None, None] & _pairs_of(valid)  # (A, B, B)
     return masked_mean(F.smooth_l1_loss(student, teacher, reduction="none"), triples)
 
 
@@ -48,11 +48,11 @@ def similarity_preserving(student: Tensor, teacher: Tensor, mask: Mask = None, c
     1907.09682. Pool padded tokens before. centre: take the mean of the samples away first, which the paper does not;
     without it vectors that share a large common part are all alike.
     """
-    student, teacher, valid = paired_rows(student, teacher, mask)
+    student, teacher, valid = _paired_rows(student, teacher, mask)
     if centre:
         student, teacher = ((side - _mean(side, valid)) * valid[:, None] for side in (student, teacher))
     student, teacher = (unit(product(side, side.T)) for side in (student, teacher))
-    return masked_mean((student - teacher).square(), pairs_of(valid))
+    return masked_mean((student - teacher).square(), _pairs_of(valid))
 
 
 def probabilistic_transfer(student: Tensor, teacher: Tensor, mask: Mask = None) -> Tensor:
@@ -62,9 +62,9 @@ def probabilistic_transfer(student: Tensor, teacher: Tensor, mask: Mask = None) 
     1. Passalis and Tefas 2018 (PKT), arXiv 1803.10837. As in the authors' code 1e-7 is added to lengths and within the
     logarithm.
     """
-    student, teacher, valid = paired_rows(student, teacher, mask)
+    student, teacher, valid = _paired_rows(student, teacher, mask)
     student, teacher = (_neighbours(side, valid) for side in (student, teacher))
-    return masked_mean(teacher * ((teacher + 1e-7) / (student + 1e-7)).log(), pairs_of(valid))
+    return masked_mean(teacher * ((teacher + 1e-7) / (student + 1e-7)).log(), _pairs_of(valid))
 
 
 def correlation_congruence(
@@ -75,9 +75,9 @@ def correlation_congruence(
     mean over all pairs of valid samples of (K_s - K_t)², K = e^(-2γ) Σ_p (2γ)^p cos^p / p!, p = 0 to `order`. Peng et
     al. 2019 (CC), arXiv 1904.01802. gamma: γ > 0 of the kernel exp(-γ |x - y|²) on vectors of length 1.
     """
-    student, teacher, valid = paired_rows(student, teacher, mask)
+    student, teacher, valid = _paired_rows(student, teacher, mask)
     gaps = _kernel(unit(student), gamma, order) - _kernel(unit(teacher), gamma, order)
-    return masked_mean((gaps - gaps.diagonal().diag()).square(), pairs_of(valid))  # of a row with itself: rounding
+    return masked_mean((gaps - gaps.diagonal().diag()).square(), _pairs_of(valid))  # of a row with itself: rounding
 
 
 def instance_edges(student: Tensor, teacher: Tensor, mask: Mask = None, detach_max: bool = True) -> Tensor:
@@ -86,11 +86,11 @@ def instance_edges(student: Tensor, teacher: Tensor, mask: Mask = None, detach_m
     mean over all pairs of valid samples of (E_s - E_t)², E_ij = |x_i - x_j|² / max. Liu et al. 2019 (IRG), CVPR.
     detach_max: no gradient through the largest, as in the authors' code.
     """
-    student, teacher, valid = paired_rows(student, teacher, mask)
+    student, teacher, valid = _paired_rows(student, teacher, mask)
     others = _others(valid)
-    edges = [squared_distances(side, valid).masked_fill(~others, 0) for side in (student, teacher)]
+    edges = [_squared_distances(side, valid).masked_fill(~others, 0) for side in (student, teacher)]
     student, teacher = (_of_largest(edge, detach_max) for edge in edges)
-    return masked_mean((student - teacher).square(), pairs_of(valid))
+    return masked_mean((student - teacher).square(), _pairs_of(valid))
 
 
 def layer_transformation(
@@ -112,13 +112,13 @@ def layer_transformation(
                 f"expected both layers of a network in one shape, got {[*first.shape]} and {[*second.shape]}: a "
                 "sample moves within one space. Pool the tokens, or compare layers of one width."
             )
-    student, teacher, valid = paired_rows(student_first - student_second, teacher_first - teacher_second, mask)
+    student, teacher, valid = _paired_rows(student_first - student_second, teacher_first - teacher_second, mask)
     moves = [side.square().sum(1).clamp(min=NEAREST).masked_fill(~valid, 0) for side in (student, teacher)]
     student, teacher = (_of_largest(move, detach_max) for move in moves)
     return masked_mean((student - teacher).square(), valid)
 
 
-def paired_rows(student: Tensor, teacher: Tensor, mask: Mask) -> tuple[Tensor, Tensor, Tensor]:
+def _paired_rows(student: Tensor, teacher: Tensor, mask: Mask) -> tuple[Tensor, Tensor, Tensor]:
     """Both sides as vectors (B, D), blanked, the teacher detached; and the validity of the samples, (B,)."""
     if len(student) != len(teacher):
         raise ValueError(
@@ -130,12 +130,12 @@ def paired_rows(student: Tensor, teacher: Tensor, mask: Mask) -> tuple[Tensor, T
     return blanked(student, valid), blanked(teacher, valid), valid
 
 
-def pairs_of(valid: Tensor) -> Tensor:
+def _pairs_of(valid: Tensor) -> Tensor:
     """(B, B), the pairs of two valid samples."""
     return valid[:, None] & valid
 
 
-def squared_distances(rows: Tensor, valid: Tensor) -> Tensor:
+def _squared_distances(rows: Tensor, valid: Tensor) -> Tensor:
     """|x_i - x_j|² of rows (B, D), at least NEAREST -> (B, B); pairs with a row that is not valid mean nothing."""
     rows = rows - _mean(rows, valid).detach()  # moves nothing but the rounding error, which a common part makes large
     products = product(rows, rows.T)
@@ -144,7 +144,7 @@ def squared_distances(rows: Tensor, valid: Tensor) -> Tensor:
 
 
 def _others(valid: Tensor) -> Tensor:
-    return pairs_of(valid) & ~torch.eye(len(valid), dtype=torch.bool, device=valid.device)
+    return _pairs_of(valid) & ~torch.eye(len(valid), dtype=torch.bool, device=valid.device)
 
 
 def _mean(rows: Tensor, valid: Tensor) -> Tensor:
@@ -153,7 +153,7 @@ def _mean(rows: Tensor, valid: Tensor) -> Tensor:
 
 def _unit_distances(rows: Tensor, valid: Tensor) -> Tensor:
     others = _others(valid)
-    distances = squared_distances(rows, valid).sqrt().masked_fill(~others, 0)  # after the root: nothing pulls there
+    distances = _squared_distances(rows, valid).sqrt().masked_fill(~others, 0)  # after the root: nothing pulls there
     mean = masked_mean(distances, others)
     return distances / torch.where(mean > 0, mean, 1)
 
@@ -167,7 +167,7 @@ def _cosines(rows: Tensor, vertices: Tensor) -> Tensor:
 
 def _neighbours(rows: Tensor, valid: Tensor) -> Tensor:
     rows = rows / (_lengths(rows) + 1e-7)
-    near = ((product(rows, rows.T) + 1) / 2).masked_fill(~pairs_of(valid), 0)
+    near = ((product(rows, rows.T) + 1) / 2).masked_fill(~_pairs_of(valid), 0)
     return near / near.sum(1, keepdim=True).masked_fill(~valid[:, None], 1)
 
 

@@ -10,6 +10,7 @@ from hfdistill.functional.reductions import (
     masked_mean,
     softened,
     squares,
+    tempered_mean,
 )
 
 
@@ -31,8 +32,8 @@ def soft_target_kl(
     check_reduction(reduction, "mean", "elementmean")
     soft_student, soft_teacher, valid = softened(student, teacher, temperature, mask)
     rows = divergence(soft_teacher, soft_student)
-    rows = (rows[..., None] * temperature**2)[..., 0] if scale_by_temperature else rows
-    return masked_mean(rows, valid) / (1 if reduction == "mean" else student.shape[-1])
+    value = tempered_mean(rows, temperature if scale_by_temperature else 1.0, valid)
+    return value / (1 if reduction == "mean" else student.shape[-1])
 
 
 def soft_target_cross_entropy(
@@ -52,8 +53,8 @@ def soft_target_cross_entropy(
     soft_student, soft_teacher, valid = softened(student, teacher, temperature, mask)
     target = soft_teacher.softmax(-1)
     rows = -(target * soft_student.log_softmax(-1).masked_fill(target == 0, 0)).sum(-1)
-    rows = (rows[..., None] * temperature**2)[..., 0] if scale_by_temperature else rows
-    return masked_mean(rows, valid) / (1 if reduction == "mean" else student.shape[-1])
+    value = tempered_mean(rows, temperature if scale_by_temperature else 1.0, valid)
+    return value / (1 if reduction == "mean" else student.shape[-1])
 
 
 def reverse_kl(student: Tensor, teacher: Tensor, temperature: Temperature = 1.0, mask: Mask = None) -> Tensor:

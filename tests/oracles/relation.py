@@ -1,6 +1,7 @@
 """Oracles of relations between the samples of a batch."""
 
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -29,11 +30,19 @@ def irg(
     w_e: float = 5.0,
     w_t: float = 5.0,
 ) -> Tensor:
-    """The case's value is that of a code that derives the largest distance too."""
+    """The case's value is that of a code that derives the largest distance too.
+
+    As in InstanceGraphLoss samples move from each layer to the next, where both have one shape.
+    """
     ours, theirs = ([torch.as_tensor(layer).to(s_logits) for layer in layers] for layers in (s_layers, t_layers))
     edges = [instance_edges(s, t, detach_max=False) for s, t in zip(ours, theirs, strict=True)]
-    moves = layer_transformation(*ours[:2], *theirs[:2], detach_max=False)
-    return w_v * logit_mse(s_logits, t_logits) + w_e * torch.stack(edges).mean() + w_t * moves
+    steps = zip(pairwise(ours), pairwise(theirs), strict=True)
+    moves = [
+        layer_transformation(*own, *other, detach_max=False)
+        for own, other in steps
+        if own[0].shape == own[1].shape and other[0].shape == other[1].shape
+    ]
+    return w_v * logit_mse(s_logits, t_logits) + w_e * torch.stack(edges).mean() + w_t * torch.stack(moves).mean()
 
 
 def lcc(s: Tensor, t: Tensor, k: int = 4) -> tuple[Tensor, ...]:

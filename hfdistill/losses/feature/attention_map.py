@@ -118,15 +118,8 @@ class AttentionMapLoss(AttentionLoss):
     def bind(self, student: Anatomy, teacher: Anatomy) -> None:
         """Resolve the layer map; refuse numbers of heads that do not correspond."""
         super().bind(student, teacher)
-        if (
-            self.heads == "match"
-            and student.heads != teacher.heads
-            and "none"
-            not in (
-                student.attention,
-                teacher.attention,
-            )
-        ):
+        shown = student.attention != "none" and teacher.attention != "none"
+        if shown and self.heads == "match" and student.heads != teacher.heads:
             raise ValueError(
                 f"AttentionMapLoss compares head by head, got {student.heads} heads (student) and {teacher.heads} "
                 "(teacher). A head without a partner has nothing to learn. Use heads='mean', AttentionRelationLoss "
