@@ -57,6 +57,11 @@ class DistillationTrainingArguments(TrainingArguments):
         super().__post_init__()  # type: ignore[no-untyped-call]
         if self.uncertainty_mixup:
             UncertaintyMixup(**(self.uncertainty_mixup_kwargs or {}))  # type: ignore[arg-type]
+        if self.uncertainty_mixup and self.label_smoothing_factor:
+            raise ValueError(
+                f"uncertainty_mixup learns the labels of both mixed rows, and label_smoothing_factor="
+                f"{self.label_smoothing_factor} would be left out of that. Set it to 0."
+            )
         if self.uncertainty_mixup and self.embedding_perturbation:
             raise ValueError(
                 "uncertainty_mixup and embedding_perturbation both change the embeddings of one pass, and which comes "

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from hfdistill.anatomy import Anatomy
 from hfdistill.losses.base import DistillationLoss
-from hfdistill.losses.bilevel import BilevelLoss
+from hfdistill.losses.bilevel import BilevelLoss, is_learning
 from hfdistill.representations import Batch, Needs, Representations
 
 
@@ -108,7 +108,7 @@ class Objective(nn.Module):
     def bilevel(self, progress: float) -> list[BilevelLoss]:
         """The active losses with meta networks that learn now; see BilevelLoss."""
         losses = self.active(progress).values()
-        return [loss for loss in losses if isinstance(loss, BilevelLoss) and loss.virtual_steps > 0]
+        return [loss for loss in losses if isinstance(loss, BilevelLoss) and is_learning(loss)]
 
     @property
     def staged(self) -> bool:

@@ -10,7 +10,15 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase, TrainingArgumen
 
 from hfdistill.anatomy import Anatomy, base_model
 from hfdistill.capture import check_attention
-from hfdistill.compatibility import check_distinct, check_label_order, check_tokenizers, check_vocabulary_sizes
+from hfdistill.compatibility import (
+    check_batch_size,
+    check_distinct,
+    check_label_order,
+    check_tokenizers,
+    check_vocabulary_sizes,
+)
+from hfdistill.losses import TaskLoss
+from hfdistill.losses.bilevel import is_learning
 from hfdistill.mixup import UncertaintyMixup
 from hfdistill.objective import Objective
 from hfdistill.teachers import FrozenTeacher, Teacher
@@ -99,17 +107,75 @@ def bind_objective(objective: Objective, student: nn.Module, ours: Anatomy, teac
         check_label_order(ours, theirs)
 
 
-def check_mixup(mixup: UncertaintyMixup | None, teacher: Teacher | None) -> None:
-    """Refuse to mix the rows of a batch for a teacher into which nothing can be put.
+def check_run(
+    args: TrainingArguments,
+    objective: Objective,
+    student: Anatomy,
+    teacher: Teacher | None,
+    mixup: UncertaintyMixup | None,
+    sharded: bool,
+) -> None:
+    """Refuse a run whose batches, mixing or sharding its objective cannot be learnt with.
+
+    Args:
+        args: of the run.
+        objective: bound.
+        student: the student's anatomy.
+        teacher: the teacher, or None.
+        mixup: how rows are mixed, or None.
+        sharded: whether FSDP or DeepSpeed runs the student.
 
     Raises:
-        ValueError: mixup with a teacher that is no FrozenTeacher.
+        ValueError: see check_batch_size, check_mixup, check_bilevel.
     """
-    if mixup is not None and teacher is not None and not isinstance(teacher, FrozenTeacher):
+    check_batch_size(args, objective)
+    check_mixup(mixup, objective, student, teacher)
+    check_bilevel(objective, sharded)
+
+
+def check_mixup(
+    mixup: UncertaintyMixup | None, objective: Objective, student: Anatomy, teacher: Teacher | None
+) -> None:
+    """Refuse to mix the rows of a batch where what is learnt from them would not be what was mixed.
+
+    Raises:
+        ValueError: a teacher that is no FrozenTeacher, a loss that remembers rows, or labels of next tokens.
+    """
+    if mixup is None:
+        return
+    if objective.indexed:
+        raise ValueError(
+            f"{objective!r} remembers what it saw of each training row, and uncertainty_mixup shows mixed rows: the "
+            "memory would hold what no row is. Leave one of them out."
+        )
+    if student.head == "ForCausalLM" and any(isinstance(objective[name], TaskLoss) for name in objective):
+        raise ValueError(
+            "uncertainty_mixup mixes rows token by token, and which token follows in a mixture is not defined, so "
+            "that TaskLoss has no labels in a causal model. Leave TaskLoss out of the objective, or mixup off."
+        )
+    if teacher is not None and not isinstance(teacher, FrozenTeacher):
         raise ValueError(
             f"uncertainty_mixup mixes the embeddings inside student and teacher, but the teacher is a "
             f"{type(teacher).__name__}. It would be shown unmixed rows, and teach something else than is learnt. Pass "
             "the teacher as a model, or leave uncertainty_mixup off."
+        )
+
+
+def check_bilevel(objective: Objective, sharded: bool) -> None:
+    """Refuse meta networks whose student is cut into shards.
+
+    Args:
+        objective: bound.
+        sharded: whether FSDP or DeepSpeed runs the student.
+
+    Raises:
+        ValueError: virtual steps need the student's parameters whole.
+    """
+    learning = [type(objective[name]).__name__ for name in objective if is_learning(objective[name])]
+    if sharded and learning:
+        raise ValueError(
+            f"{learning[0]} takes virtual steps of the whole student, which FSDP and DeepSpeed cut into shards: its "
+            "meta networks could not learn. Train data-parallel (DDP), or set virtual_steps=0."
         )
 
 

@@ -21,12 +21,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, Trai
 from hfdistill.anatomy import Anatomy
 from hfdistill.arguments import DistillationSettings
 from hfdistill.attachment import SUBMODULE, Attachment, Request, task_loss_of
-from hfdistill.compatibility import (
-    check_arguments,
-    check_batch_size,
-    check_dataset,
-    check_optimizer,
-)
+from hfdistill.compatibility import check_arguments, check_dataset, check_optimizer
 from hfdistill.configuration import as_objective
 from hfdistill.freezing import LayerFreezing
 from hfdistill.losses.bilevel import BilevelLoss
@@ -35,7 +30,7 @@ from hfdistill.mixup import MixedBatch, evaluated_logits
 from hfdistill.objective import Objective
 from hfdistill.objective_state import load_objective, save_objective
 from hfdistill.observation import observed_terms
-from hfdistill.pairing import bind_objective, check_mixup, check_same_tokens, prepare_ddp, settled_teacher
+from hfdistill.pairing import bind_objective, check_run, check_same_tokens, prepare_ddp, settled_teacher
 from hfdistill.perturbation import found_shift, shifted_embeddings
 from hfdistill.representations import SAMPLE_INDEX, Batch, Representations
 from hfdistill.sample_index import class_labels, indexed_rows
@@ -89,8 +84,8 @@ class DistillationTrainer(Trainer):
         self.teacher = settled_teacher(teacher, self.student, self.settings.teacher_dtype)
         self._losses_as_given = copy.deepcopy(self.objective.losses) if self.model_init is not None else None
         self._bind()
-        check_batch_size(self.args, self.objective)
-        check_mixup(self.settings.uncertainty_mixup, self.teacher)
+        mixup, sharded = self.settings.uncertainty_mixup, self.is_fsdp_enabled or self.is_deepspeed_enabled
+        check_run(self.args, self.objective, self.student_anatomy, self.teacher, mixup, sharded)
         if self.teacher is not None and self.objective.same_tokens:
             ours, theirs = self.student_anatomy, self.teacher.anatomy
             check_same_tokens(ours, theirs, self.processing_class, teacher_processing_class, teacher)

@@ -56,6 +56,8 @@ def test_mixup_that_cannot_work_is_refused(tmp_path: Path) -> None:
         arguments(tmp_path, uncertainty_mixup=True, uncertainty_mixup_kwargs={"keep": 2.0})
     with pytest.raises(TypeError, match="keap"):
         arguments(tmp_path, uncertainty_mixup=True, uncertainty_mixup_kwargs={"keap": 0.5})
+    with pytest.raises(ValueError, match=r"label_smoothing_factor=0\.1 would be left out"):
+        arguments(tmp_path, uncertainty_mixup=True, label_smoothing_factor=0.1)
     with pytest.raises(ValueError, match="Set one of them"):
         arguments(tmp_path, uncertainty_mixup=True, embedding_perturbation=1.0)
 

@@ -13,6 +13,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import nn
 from toy_models import text_inputs, toy_bert, toy_vit, with_lora
 from toy_representations import STUDENT, TEACHER
+from training_toys import trainer_of
 from transformers import PreTrainedTokenizerFast, TrainingArguments
 
 from hfdistill.anatomy import Anatomy
@@ -198,6 +199,13 @@ def test_batches_too_small_for_a_relation_are_refused(rows: int, gather: bool, f
         return
     with pytest.raises(ValueError, match=r"'three'.*at least 3 of them, got 2.*per_device_train_batch_size to 3"):
         check_batch_size(arguments, Objective(three=loss))
+
+
+def test_the_trainer_refuses_batches_too_small(tmp_path: Path) -> None:
+    """Before the first step: found out after it, the run is paid for."""
+    trainer_of(tmp_path, "rkd", per_device_train_batch_size=3)
+    with pytest.raises(ValueError, match=r"'angle'.*at least 3 of them, got 2"):
+        trainer_of(tmp_path, "rkd", per_device_train_batch_size=2)
 
 
 def test_an_optimizer_without_the_projectors_is_refused() -> None:

@@ -8,9 +8,11 @@ from typing import Any
 import pytest
 import torch
 from toy_models import toy_bert, toy_vit
+from toy_representations import toy_anatomy
 from training_toys import image_rows, largest_difference, logged, text_rows, trainer_of, weights_of
 
-from hfdistill import Anatomy, FrozenTeacher, Objective, SoftTargetLoss, TaskLoss
+from hfdistill import Anatomy, FrozenTeacher, Objective, SoftTargetLoss, TaskLoss, UncertaintyMixup
+from hfdistill.pairing import check_mixup
 
 MIXUP = {"uncertainty_mixup": True, "uncertainty_mixup_kwargs": {"keep": 0.5}}
 
@@ -82,3 +84,18 @@ def test_a_teacher_that_cannot_be_shown_mixed_rows_is_refused(tmp_path: Path) ->
 
     with pytest.raises(ValueError, match="Pass the teacher as a model"):
         trainer_of(tmp_path, Objective(kd=SoftTargetLoss()), teacher=Served(), **MIXUP)
+
+
+def test_losses_that_remember_rows_are_refused(tmp_path: Path) -> None:
+    """A memory of mixtures would be contrasted with rows."""
+    with pytest.raises(ValueError, match="the memory would hold what no row is"):
+        trainer_of(tmp_path, "crd", **MIXUP)
+
+
+def test_next_tokens_of_mixed_rows_are_refused(tmp_path: Path) -> None:
+    """Its labels stand one place further on than those of other models, and are of two rows."""
+    causal = toy_anatomy(head="ForCausalLM")
+    check_mixup(UncertaintyMixup(), Objective(kd=SoftTargetLoss()), causal, None)
+    check_mixup(None, Objective(kd=SoftTargetLoss(), task=TaskLoss()), causal, None)
+    with pytest.raises(ValueError, match="Leave TaskLoss out"):
+        check_mixup(UncertaintyMixup(), Objective(kd=SoftTargetLoss(), task=TaskLoss()), causal, None)

@@ -10,6 +10,11 @@ from hfdistill.losses.layerwise import LayerwiseLoss
 from hfdistill.representations import Batch, Representations
 
 
+def is_learning(loss: object) -> bool:
+    """Whether this is a loss with meta networks that learn."""
+    return isinstance(loss, BilevelLoss) and loss.virtual_steps > 0
+
+
 class BilevelLoss(LayerwiseLoss):
     """A loss over pairs of layers with meta networks; subclass it and write `matching` and `meta_networks`.
 

@@ -18,6 +18,7 @@ from hfdistill.capture import capture
 from hfdistill.functional import hidden_mse
 from hfdistill.losses.feature.learned_transfer import LearnedTransferLoss, spaced
 from hfdistill.meta_gradient import meta_gradients
+from hfdistill.pairing import check_bilevel
 
 
 def test_begins_as_plain_hints_between_all_candidates() -> None:
@@ -135,3 +136,11 @@ def test_impossible_sizes_are_refused(wrong: dict[str, int]) -> None:
     """Zero candidates would match nothing, and train without a word."""
     with pytest.raises(ValueError, match="Take 4 and 2"):
         LearnedTransferLoss(**wrong)
+
+
+def test_a_student_in_shards_is_refused() -> None:
+    """Its meta networks would stay as they began, and nothing would tell."""
+    check_bilevel(Objective(match=LearnedTransferLoss(virtual_steps=0)), sharded=True)
+    check_bilevel(Objective(match=LearnedTransferLoss()), sharded=False)
+    with pytest.raises(ValueError, match="set virtual_steps=0"):
+        check_bilevel(Objective(task=TaskLoss(), match=LearnedTransferLoss()), sharded=True)
