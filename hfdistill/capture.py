@@ -96,6 +96,8 @@ class Capture:
             )
         return Representations(
             logits=output.get("logits"),
+            class_logits=output.get("cls_logits"),
+            distillation_logits=output.get("distillation_logits"),
             hidden_states=self._hidden_states(output),
             attentions=self._attentions(output),
             loss=output.get("loss"),

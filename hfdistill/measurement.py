@@ -99,6 +99,32 @@ class Throughput:
     threads: int
 
 
+@dataclass(frozen=True)
+class Latency:
+    """How long one batch takes: the median over the repeats, warm, and where it was measured.
+
+    Args:
+        runtime: what ran the model, "torch" or "onnxruntime".
+        batch_size: rows.
+        seconds: median of one forward pass of that many rows.
+        repeats: each pass, in seconds.
+        device: as torch names it.
+        threads: of the processor that the runtime may use.
+    """
+
+    runtime: str
+    batch_size: int
+    seconds: float
+    repeats: tuple[float, ...]
+    device: str
+    threads: int
+
+    @property
+    def samples_per_second(self) -> float:
+        """Rows per second at this batch size."""
+        return self.batch_size / self.seconds
+
+
 def parameter_count(model: nn.Module) -> int:
     """Number of parameters, trainable or not; a shared one counts once."""
     return sum(parameter.numel() for parameter in model.parameters())

@@ -132,7 +132,10 @@ class Representations:
     """What one forward pass of one model showed.
 
     Args:
-        logits: (B, K), or (B, N, K) for token-level heads.
+        logits: (B, K), or (B, N, K) for token-level heads: the answer that counts when the model is used.
+        class_logits: (B, K) of the head that learns the labels, where a model has one for them alone (DeiT).
+        distillation_logits: (B, K) of the head that learns the teacher, where a model has one for it alone (DeiT);
+            its `logits` are the mean of both.
         hidden_states: layer number -> (B, N, D).
         attentions: layer number -> Attention.
         loss: the task loss, a scalar, where something else than the logits and labels alone decides it: a function
@@ -140,6 +143,8 @@ class Representations:
     """
 
     logits: Tensor | None = None
+    class_logits: Tensor | None = None
+    distillation_logits: Tensor | None = None
     hidden_states: Mapping[int, Tensor] = field(default_factory=dict)
     attentions: Mapping[int, Attention] = field(default_factory=dict)
     loss: Tensor | None = None

@@ -28,7 +28,7 @@ LINES = (
         *("student_state", "teacher_tokens", "teacher_watch", "term_averages"),
     ),
     ("presets", "presets.*", "arguments", "configuration", "pairing", "trainer"),
-    ("students", "stages", "checks", "report", "glue", "run_record", "methods"),
+    ("students", "stages", "checks", "report", "report.*", "glue", "run_record", "methods"),
     ("experiment",),
     ("text_classification",),
     ("recipe_arguments",),
