@@ -1,10 +1,16 @@
-"""The command `hfdistill`: `train` a recipe, or list the `methods`."""
+"""The command `hfdistill`: `train` a recipe, `report` what came of it, `export` or `push` a student, list `methods`.
+
+Each command is a parser and one call of the function that the library offers for it; nothing is done here.
+"""
 
 from __future__ import annotations
 
 import argparse
 import sys
 from collections.abc import Sequence
+
+_BAD_INPUT = (FileNotFoundError, NotADirectoryError, ImportError, TypeError, ValueError, ConnectionError)
+"""What the library raises of input that cannot be right; anything else is a bug, and shows its traceback."""
 
 
 def main(words: Sequence[str] | None = None) -> int:
@@ -16,7 +22,21 @@ def main(words: Sequence[str] | None = None) -> int:
     Returns:
         0, or 2 for bad input, which is explained on standard error.
     """
-    parser = argparse.ArgumentParser(prog="hfdistill", description=__doc__)
+    given, rest = _parser().parse_known_args(words)
+    if given.command == "train":
+        given.words = [*given.words, *rest]
+    elif rest:
+        _parser().error(f"unrecognized arguments: {' '.join(rest)}")
+    try:
+        print(_COMMANDS[given.command](given))
+    except _BAD_INPUT as error:
+        print(f"hfdistill {given.command}: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="hfdistill", description=__doc__.splitlines()[0])
     commands = parser.add_subparsers(dest="command", required=True)
     train = commands.add_parser(
         "train", help="train a recipe: one YAML or JSON file, or flags, or the file and then flags", add_help=False
@@ -24,23 +44,78 @@ def main(words: Sequence[str] | None = None) -> int:
     train.add_argument("words", nargs=argparse.REMAINDER)
     listing = commands.add_parser("methods", help="list presets and losses: paper, kind of knowledge, what they need")
     listing.add_argument("--markdown", action="store_true", help="as the page docs/methods.md")
-    given, rest = parser.parse_known_args(words)
-    if given.command == "methods":
-        from hfdistill.methods import as_markdown, as_text
-
-        print(as_markdown() if given.markdown else as_text(), end="" if given.markdown else "\n")
-        return 0
-    return _train([*given.words, *rest])
+    _add_report(commands.add_parser("report", help="compare teacher, control and students: report.md, .json, .html"))
+    _add_export(commands.add_parser("export", help="write a student as ONNX, held to the torch model on real inputs"))
+    _add_push(commands.add_parser("push", help="push a student with its processor, card and results to the hub"))
+    return parser
 
 
-def _train(words: list[str]) -> int:
-    from hfdistill.recipe_arguments import parse_recipe
-    from hfdistill.text_classification import distil_text_classifier
+def _add_report(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("folders", nargs="+", metavar="DIR", help="a recipe's output folder, or a student's folder")
+    parser.add_argument("--output", help="folder to write into; the first DIR without it")
+    parser.add_argument("--no-measure", action="store_true", help="leave out what must be run: latency, memory, CKA")
 
-    try:
-        recipe, args = parse_recipe(words)
-    except (FileNotFoundError, TypeError, ValueError) as error:
-        print(f"hfdistill train: {error}", file=sys.stderr)
-        return 2
-    print(distil_text_classifier(recipe, args).table())
-    return 0
+
+def _add_export(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("folder", metavar="DIR", help="a student's folder")
+    parser.add_argument("--output", help="file to write; DIR/model.onnx without it")
+    parser.add_argument(
+        "--batch", help="safetensors file with real inputs to check on; found beside a recipe's student"
+    )
+    parser.add_argument("--tolerance", type=float, help="largest difference of a logit that is accepted")
+
+
+def _add_push(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("folder", metavar="DIR", help="a student's folder")
+    parser.add_argument("repository", metavar="REPO", help="its name on the hub, user/name")
+    parser.add_argument("--private", action="store_true", default=None, help="make the repository private")
+    parser.add_argument("--revision", help="branch to push to; made if it is not there")
+    parser.add_argument("--create_pr", action="store_true", help="open a pull request instead of committing")
+    parser.add_argument("--merge_adapter", action="store_true", help="push the model with its adapter merged in")
+    parser.add_argument("--message", help="of the commit")
+
+
+def _methods(given: argparse.Namespace) -> str:
+    from hfdistill.methods import as_markdown, as_text
+
+    return as_markdown().removesuffix("\n") if given.markdown else as_text()
+
+
+def _train(given: argparse.Namespace) -> str:
+    from hfdistill.recipe_arguments import run_recipe
+
+    return run_recipe(given.words).table()
+
+
+def _report(given: argparse.Namespace) -> str:
+    from hfdistill.report.analysis import write_report
+    from hfdistill.report.markdown import as_markdown
+
+    output = given.output or given.folders[0]
+    return as_markdown(write_report(given.folders, output, measure=not given.no_measure))
+
+
+def _export(given: argparse.Namespace) -> str:
+    from hfdistill.export import export_onnx, read_batch
+
+    options = {} if given.tolerance is None else {"tolerance": given.tolerance}
+    batch = None if given.batch is None else read_batch(given.batch)
+    return str(export_onnx(given.folder, given.output, batch=batch, **options))
+
+
+def _push(given: argparse.Namespace) -> str:
+    from hfdistill.publishing import push_student
+
+    pushed = push_student(
+        given.folder,
+        given.repository,
+        private=given.private,
+        revision=given.revision,
+        create_pr=given.create_pr,
+        commit_message=given.message,
+        merge_adapter=given.merge_adapter,
+    )
+    return str(pushed.pr_url or pushed.commit_url)
+
+
+_COMMANDS = {"train": _train, "methods": _methods, "report": _report, "export": _export, "push": _push}
