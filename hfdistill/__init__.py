@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from hfdistill.experiment import Experiment as Experiment
     from hfdistill.few_sample import Recovery as Recovery
     from hfdistill.few_sample import recover_from_few_samples as recover_from_few_samples
+    from hfdistill.image_classification import ImageClassification as ImageClassification
+    from hfdistill.image_classification import distil_image_classifier as distil_image_classifier
     from hfdistill.layer_map import LayerMap as LayerMap
     from hfdistill.losses import ActivationAttentionLoss as ActivationAttentionLoss
     from hfdistill.losses import AdjustedTargetLoss as AdjustedTargetLoss
@@ -90,6 +92,7 @@ if TYPE_CHECKING:
     from hfdistill.presets import preset_names as preset_names
     from hfdistill.projector import Projector as Projector
     from hfdistill.recipe_arguments import parse_recipe as parse_recipe
+    from hfdistill.recipe_arguments import run_recipe as run_recipe
     from hfdistill.representations import Attention as Attention
     from hfdistill.representations import Batch as Batch
     from hfdistill.representations import Needs as Needs
@@ -140,6 +143,7 @@ _SUBMODULE_OF = {
     "DecoupledLoss": "losses",
     "describe_student": "students",
     "DistanceRelationLoss": "losses",
+    "distil_image_classifier": "image_classification",
     "distil_text_classifier": "text_classification",
     "DistillationLoss": "losses",
     "DistillationTrainer": "trainer",
@@ -151,6 +155,7 @@ _SUBMODULE_OF = {
     "HardLabelLoss": "losses",
     "HiddenStateLoss": "losses",
     "HolisticLoss": "losses",
+    "ImageClassification": "image_classification",
     "InBatchContrastLoss": "losses",
     "InstanceGraphLoss": "losses",
     "JensenShannonLoss": "losses",
@@ -183,6 +188,7 @@ _SUBMODULE_OF = {
     "Representations": "representations",
     "ReverseKLLoss": "losses",
     "ReviewLoss": "losses",
+    "run_recipe": "recipe_arguments",
     "Schedule": "schedules",
     "SimilarityPreservingLoss": "losses",
     "SkewedKLLoss": "losses",

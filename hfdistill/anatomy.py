@@ -2,18 +2,22 @@
 
 The only module that may look at a model by attribute names. Paths move between releases, so it goes by what modules do
 (they look up transformers' AttentionInterface) and by what configurations declare, never by a hard-coded path.
-It does not run a model (see `capture`), and does not import transformers.
+It does not run a model (see `capture`; for stages it lets `vision_stages` look at shapes), and does not import
+transformers.
 """
 
 from __future__ import annotations
 
 import inspect
+import math
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from torch import nn
+
+from hfdistill.vision_stages import VisionStages, Window, read_stages
 
 AttentionAccess = Literal["interface", "outputs", "none"]
 """How attention can be seen: through the AttentionInterface (any backend), as eager `attentions`, or not at all."""
@@ -32,19 +36,21 @@ class Anatomy:
 
     Args:
         family: transformers' `model_type`, for messages.
-        depth: number of layers L.
-        width: width D of the hidden states.
-        heads: number of attention heads H; 0 where the family has no attention.
+        depth: number of layers L; stages, where a model has these (Swin, ConvNeXt, ResNet).
+        width: width D of the hidden states; of the last one, where they differ (see `width_of`).
+        heads: number of attention heads H, of the last layer; 0 where the family has no attention.
         attention: how attention can be seen.
         vocabulary: size of the input vocabulary; 0 for models without one.
         classes: number of labels K of the head.
         label_names: class index -> name, as in `config.id2label`.
         encoder_decoder: two stacks; one layer number cannot name a layer of both.
         head: the kind of task head, as transformers names its loss ("ForSequenceClassification"); "" where unknown.
+        distillation_head: beside the head for the labels stands one for the teacher alone (DeiT), and the answer is
+            the mean of both.
         input_names: argument names of `forward`.
         prefix_tokens: tokens of an image model before its first patch (class, distillation, register tokens).
-        grid: rows and columns of an image model's patches, the same at every layer; None for text, and where the
-            number of tokens changes between layers (Swin).
+        grid: rows and columns of an image model's patches, of the last layer (see `grid_of`); None for text.
+        stages: what differs between the layers of a model with stages; None for all others.
     """
 
     family: str
@@ -60,6 +66,8 @@ class Anatomy:
     input_names: tuple[str, ...] = ()
     prefix_tokens: int = 0
     grid: tuple[int, int] | None = None
+    distillation_head: bool = False
+    stages: VisionStages | None = None
 
     @classmethod
     def of(cls, model: nn.Module) -> Anatomy:
@@ -76,21 +84,66 @@ class Anatomy:
                 "and label names are read from it; pass a PreTrainedModel or a PeftModel."
             )
         text = config.get_text_config() if hasattr(config, "get_text_config") else config
+        attention = _attention_access(base, text)
+        stages = read_stages(type(base), config, attention != "none") if _has_stages(config) else None
         return cls(
             family=str(config.model_type),
             depth=int(_first(text, _DEPTH, len(getattr(text, "depths", ())))),
-            width=int(_first(text, _WIDTH, 0)),
+            width=int(_first(text, _WIDTH, 0) if stages is None else stages.widths[-1]),
             heads=int(_heads(text)),
-            attention=_attention_access(base, text),
+            attention=attention,
             vocabulary=int(getattr(text, "vocab_size", 0) or 0),
             classes=int(getattr(config, "num_labels", 0) or 0),
             label_names={int(index): str(name) for index, name in (getattr(config, "id2label", None) or {}).items()},
             encoder_decoder=bool(getattr(config, "is_encoder_decoder", False)),
             head=_head(base),
+            distillation_head=type(base).__name__.endswith("WithTeacher"),
             input_names=tuple(inspect.signature(base.forward).parameters),
-            prefix_tokens=_prefix_tokens(base),
-            grid=_grid(config),
+            prefix_tokens=0 if _has_stages(config) else _prefix_tokens(base),
+            grid=_grid(config) if stages is None else stages.grids[-1],
+            stages=stages,
         )
+
+    @property
+    def class_token(self) -> bool:
+        """Whether a first token stands for the whole row; image models may have places alone (Swin, ConvNeXt)."""
+        return self.prefix_tokens > 0 or (self.grid is None and "pixel_values" not in self.input_names)
+
+    def width_of(self, layer: int) -> int:
+        """Width D of the hidden state of a layer, 0 the embedding output.
+
+        Raises:
+            ValueError: the family does not tell.
+        """
+        width = self.width if self.stages is None else self.stages.widths[layer]
+        if width < 1:
+            raise ValueError(
+                f"how wide the hidden states of {self.family} are is not known: neither its configuration nor a pass "
+                "without numbers tells. Use losses on logits with it, which look at no layer."
+            )
+        return width
+
+    def attended_width(self, layer: int) -> int:
+        """Width of a layer's queries over all heads: of the state that it is given."""
+        return self.width_of(layer if self.stages is None else layer - 1)
+
+    def grid_of(self, layer: int) -> tuple[int, int] | None:
+        """Rows and columns of the places of a layer, 0 the embedding output; None for text."""
+        return self.grid if self.stages is None else self.stages.grids[layer]
+
+    def heads_of(self, layer: int) -> int:
+        """Attention heads of a layer, 1 the first."""
+        return self.stages.heads[layer - 1] if self.stages is not None and self.stages.heads else self.heads
+
+    def window_of(self, layer: int) -> Window | None:
+        """Which places attend to each other in a layer, 1 the first; None for text."""
+        if self.stages is not None and self.stages.windows:
+            return self.stages.windows[layer - 1]
+        return None if self.grid is None else Window(1, math.prod(self.grid))
+
+    def attention_calls(self, layer: int) -> int:
+        """How often attention was called when a layer, 1 the first, is done: once a layer, or once a stage's block."""
+        return self.stages.calls[layer - 1] if self.stages is not None and self.stages.calls else layer
 
 
 def base_model(model: nn.Module) -> nn.Module:
@@ -221,9 +274,13 @@ def _prefix_tokens(model: nn.Module) -> int:
     return sum(found[name].shape[1] for name in names if name in found and found[name].dim() == 3)
 
 
+def _has_stages(config: Any) -> bool:
+    return isinstance(getattr(config, "depths", None), list | tuple)
+
+
 def _grid(config: Any) -> tuple[int, int] | None:
     image, patch = getattr(config, "image_size", None), getattr(config, "patch_size", None)
-    if image is None or patch is None or hasattr(config, "depths"):
+    if image is None or patch is None or _has_stages(config):
         return None
     images, patches = (tuple(size) if isinstance(size, list | tuple) else (size, size) for size in (image, patch))
     return int(images[0]) // int(patches[0]), int(images[1]) // int(patches[1])
@@ -240,7 +297,7 @@ def _heads(config: Any) -> int:
         if isinstance(value, int):
             return value
         if isinstance(value, list | tuple) and value:  # one count per stage (Swin)
-            return int(value[0])
+            return int(value[-1])
     return 0
 
 

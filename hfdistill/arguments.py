@@ -7,6 +7,7 @@ from typing import Any
 
 from transformers import TrainingArguments
 
+from hfdistill.image_mixing import ImageMixing
 from hfdistill.mixup import UncertaintyMixup
 
 
@@ -22,14 +23,19 @@ class DistillationTrainingArguments(TrainingArguments):
             more pass of the student, for each evaluation batch.
         embedding_perturbation: length epsilon of LRC-BERT's gradient perturbation of the embedding output; 0 is off.
             Costs one more forward and backward pass of the student per step.
-
+        mixup_alpha: blend each image of a batch with another, in shares drawn from Beta(alpha, alpha); 0 is off.
+        cutmix_alpha: paste a piece of another image into each, of an area drawn in the same way; 0 is off. Both models
+            see the mixed images, and TaskLoss learns the labels of both; see ImageMixing.
+        mix_probability: share of the batches that are mixed.
+        mix_switch: where both are on, share of the mixed batches that CutMix gets.
         uncertainty_mixup: teach only the rows that the student is least sure of, the others mixed in (UNIX); costs one
             more forward pass of the student without gradients, and saves a share of the teacher's and the student's
             training pass. The objective's terms are means over the kept rows.
         uncertainty_mixup_kwargs: options of UncertaintyMixup: keep, unmixed, sharpness, strategy.
 
     Raises:
-        ValueError: a negative perturbation; options of mixup that do not fit; both at once.
+        ValueError: a negative perturbation; options of mixing that do not fit; two kinds of mixing at once, or
+            uncertainty_mixup and a perturbation.
         TypeError: an unknown option of mixup.
     """
 
@@ -43,7 +49,14 @@ class DistillationTrainingArguments(TrainingArguments):
     embedding_perturbation: float = field(
         default=0.0, metadata={"help": "Epsilon of LRC-BERT's gradient perturbation of the embeddings; 0 is off."}
     )
-
+    mixup_alpha: float = field(
+        default=0.0, metadata={"help": "Blend images in pairs, in shares from Beta(alpha, alpha); 0 is off."}
+    )
+    cutmix_alpha: float = field(
+        default=0.0, metadata={"help": "Paste a piece of another image into each, of such an area; 0 is off."}
+    )
+    mix_probability: float = field(default=1.0, metadata={"help": "Share of the batches whose images are mixed."})
+    mix_switch: float = field(default=0.5, metadata={"help": "Where mixup and CutMix are on, the share of CutMix."})
     uncertainty_mixup: bool = field(
         default=False, metadata={"help": "Teach only the rows that the student is least sure of, others mixed in."}
     )
@@ -57,10 +70,10 @@ class DistillationTrainingArguments(TrainingArguments):
         super().__post_init__()  # type: ignore[no-untyped-call]
         if self.uncertainty_mixup:
             UncertaintyMixup(**(self.uncertainty_mixup_kwargs or {}))  # type: ignore[arg-type]
-        if self.uncertainty_mixup and self.label_smoothing_factor:
+        if _image_mixing(self) is not None and self.uncertainty_mixup:
             raise ValueError(
-                f"uncertainty_mixup learns the labels of both mixed rows, and label_smoothing_factor="
-                f"{self.label_smoothing_factor} would be left out of that. Set it to 0."
+                "uncertainty_mixup mixes the rows of a batch, and so do mixup_alpha and cutmix_alpha: mixtures of "
+                "mixtures would have labels of four rows. Set one of them."
             )
         if self.uncertainty_mixup and self.embedding_perturbation:
             raise ValueError(
@@ -74,6 +87,13 @@ class DistillationTrainingArguments(TrainingArguments):
             )
 
 
+def _image_mixing(args: DistillationTrainingArguments) -> ImageMixing | None:
+    """How images are mixed; None where both ways are off."""
+    if args.mixup_alpha == 0 and args.cutmix_alpha == 0:
+        return None
+    return ImageMixing(args.mixup_alpha, args.cutmix_alpha, args.mix_probability, args.mix_switch)
+
+
 @dataclass(frozen=True)
 class DistillationSettings:
     """What the trainer reads of either kind of arguments; see DistillationTrainingArguments."""
@@ -82,6 +102,7 @@ class DistillationSettings:
     eval_objective: bool = False
     embedding_perturbation: float = 0.0
     uncertainty_mixup: UncertaintyMixup | None = None
+    image_mixing: ImageMixing | None = None
 
     @classmethod
     def of(cls, args: TrainingArguments) -> DistillationSettings:
@@ -90,4 +111,4 @@ class DistillationSettings:
             return cls()
         options: Any = args.uncertainty_mixup_kwargs or {}
         mixup = UncertaintyMixup(**options) if args.uncertainty_mixup else None
-        return cls(args.teacher_dtype, args.eval_objective, args.embedding_perturbation, mixup)
+        return cls(args.teacher_dtype, args.eval_objective, args.embedding_perturbation, mixup, _image_mixing(args))

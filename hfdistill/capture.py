@@ -3,7 +3,8 @@
 Hidden states come from transformers' own selection (`output_hidden_states=[i, j]`). Attention comes from the
 AttentionInterface: for the time of one forward pass the attention modules look up a function that notes queries, keys,
 values and mask of the wanted layers and then calls the backend the user chose, so every layer still runs what it ran.
-Layers are told apart by the order of their calls, which is right for shared layers (ALBERT) too. Families outside the
+Layers are told apart by the order of their calls, which is right for shared layers (ALBERT) too; of a stage with
+several blocks (Swin) the last one counts. Maps of convolutional models are shown as tokens. Families outside the
 interface (DeBERTa) show eager probabilities through `output_attentions=True`; note that transformers gives these after
 dropout when the model is in training mode.
 
@@ -13,7 +14,9 @@ This module does not compare anything, and does not know what a teacher is.
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+import math
+from collections.abc import Callable, Mapping
+from functools import partial
 from types import TracebackType
 from typing import Any
 
@@ -50,9 +53,10 @@ class Capture:
         self.model = model
         self.needs = needs
         self.anatomy = Anatomy.of(model) if anatomy is None else anatomy
-        self._recorder = _Recorder(needs.attention_layers)
-        self._unmarked: list[tuple[nn.Module, Any]] = []
         check_attention(self.anatomy, needs, model)
+        calls = {self.anatomy.attention_calls(layer): layer for layer in needs.attention_layers}
+        self._recorder = _Recorder(calls)
+        self._unmarked: list[tuple[nn.Module, Any]] = []
 
     @property
     def arguments(self) -> dict[str, Any]:
@@ -109,6 +113,7 @@ class Capture:
         surplus = {added[name] for name in self.arguments}
         if not surplus:
             return output
+        surplus.add("reshaped_hidden_states")  # Swin's second form of the same states
         return type(output)(**{key: value for key, value in output.items() if key not in surplus})
 
     def _hidden_states(self, output: Mapping[str, Any]) -> dict[int, Tensor]:
@@ -122,8 +127,22 @@ class Capture:
                     f"{len(given)} hidden states without it. Its layers may be counted differently from its "
                     f"configuration ({self.anatomy.depth}); choose other layers, or a loss on logits."
                 )
-            states[layer] = state
+            states[layer] = self._as_tokens(layer, state)
         return states
+
+    def _as_tokens(self, layer: int, state: Tensor) -> Tensor:
+        """A map (B, C, rows, columns) as the states of its places, (B, N, C), row by row."""
+        if state.dim() != 4:
+            return state
+        rows, columns = state.shape[2:]
+        side = math.isqrt(rows * columns)
+        if rows != columns and side * side == rows * columns and self.anatomy.grid_of(layer) != (rows, columns):
+            raise ValueError(
+                f"{self.anatomy.family} made a map of {rows} x {columns} places of these images, which as "
+                f"{rows * columns} tokens cannot be told from one of {side} x {side}, and places would be mistaken. "
+                "Give it square images, or those of its configuration's image_size."
+            )
+        return state.flatten(2).transpose(1, 2)  # (B, C, rows, columns) -> (B, rows * columns, C)
 
     def _attentions(self, output: Mapping[str, Any]) -> dict[int, Attention]:
         layers = self.needs.attention_layers
@@ -137,13 +156,13 @@ class Capture:
                     "shows attention only under eager attention: load it with attn_implementation='eager'."
                 )
             return {layer: Attention(given_probabilities=given[layer - 1]) for layer in layers}
-        if self._recorder.calls != self.anatomy.depth:
+        if self._recorder.calls != self.anatomy.attention_calls(self.anatomy.depth):
             raise ValueError(
                 f"{self.anatomy.family} called its attention {self._recorder.calls} times for {self.anatomy.depth} "
                 "layers, so layers cannot be told apart. Attention knowledge is not available for this family; use "
                 "hidden states or logits."
             )
-        return self._recorder.attentions
+        return {layer: attention() for layer, attention in self._recorder.noted.items()}
 
 
 def capture(model: nn.Module, inputs: Mapping[str, Any], needs: Needs) -> tuple[Any, Representations]:
@@ -224,18 +243,19 @@ class _MarkedConfig:
 
 
 class _Recorder:
-    """Counts attention calls and keeps what the wanted ones were given."""
+    """Counts attention calls and keeps what the wanted ones were given, by the layer that each belongs to."""
 
-    def __init__(self, layers: frozenset[int]) -> None:
-        self.layers = layers
+    def __init__(self, wanted: Mapping[int, int]) -> None:
+        self.wanted = wanted  # number of a call -> layer
         self.calls = 0
-        self.attentions: dict[int, Attention] = {}
+        self.noted: dict[int, Callable[[], Attention]] = {}
 
     def record(
         self, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, kwargs: dict[str, Any]
     ) -> None:
         self.calls += 1
-        if self.calls not in self.layers:
+        layer = self.wanted.get(self.calls)
+        if layer is None:
             return
         refused = [name for name in _NOT_REBUILT if kwargs.get(name) is not None]
         if refused:
@@ -243,34 +263,49 @@ class _Recorder:
                 f"{type(module).__name__} shapes its attention by {refused}, which scores rebuilt from queries and "
                 "keys would miss. Use losses on hidden states or logits with this family."
             )
-        scaling = kwargs.get("scaling")
-        allowed, bias = _read_mask(module, query, key, mask, kwargs)
-        position_bias = kwargs.get("position_bias")
-        if position_bias is not None:
-            bias = position_bias if bias is None else bias + position_bias
-        self.attentions[self.calls] = Attention(
-            query=query,
-            key=key,
-            value=value,
-            scaling=query.shape[-1] ** -0.5 if scaling is None else float(scaling),
-            bias=bias,
-            allowed=allowed,
-        )
+        # made after the pass: what was computed here would be missing where a checkpointed layer is computed again
+        eager = module.config.hfdistill_base == "eager"  # type: ignore[union-attr]
+        self.noted[layer] = partial(_attention, module, query, key, value, mask, kwargs, eager)
+
+
+def _attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None,
+    kwargs: dict[str, Any],
+    eager: bool,
+) -> Attention:
+    """What an attention module was given, as Attention."""
+    scaling = kwargs.get("scaling")
+    allowed, bias = _read_mask(module, query, key, mask, kwargs, eager)
+    position_bias = kwargs.get("position_bias")
+    if position_bias is not None:
+        bias = position_bias if bias is None else bias + position_bias
+    return Attention(
+        query=query,
+        key=key,
+        value=value,
+        scaling=query.shape[-1] ** -0.5 if scaling is None else float(scaling),
+        bias=bias,
+        allowed=allowed,
+    )
 
 
 def _read_mask(
-    module: nn.Module, query: Tensor, key: Tensor, mask: Tensor | None, kwargs: dict[str, Any]
+    module: nn.Module, query: Tensor, key: Tensor, mask: Tensor | None, kwargs: dict[str, Any], eager: bool
 ) -> tuple[Tensor | None, Tensor | None]:
     """Split a backend's mask into allowed pairs (bool) and a finite bias."""
     if mask is None or mask.dim() != 4:
-        config: Any = module.config
         # eager applies nothing but the mask it is given
-        return None if config.hfdistill_base == "eager" else _implied_mask(module, query, key, mask, kwargs), None
+        return None if eager else _implied_mask(module, query, key, mask, kwargs), None
     mask = mask[..., : key.shape[2]]
     if mask.dtype == torch.bool:
         return mask, None
     allowed = mask > torch.finfo(mask.dtype).min / 2
-    return allowed, mask.masked_fill(~allowed, 0.0)
+    bias = mask.masked_fill(~allowed, 0.0)
+    return allowed.all(dim=1, keepdim=True), bias  # (B or 1, 1, N, N); a bias may differ between heads
 
 
 def _implied_mask(

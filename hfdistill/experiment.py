@@ -7,24 +7,29 @@ student is, how a batch is made and what is measured are given.
 
 from __future__ import annotations
 
-import json
 import logging
-import platform
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 import transformers
 from datasets import Dataset
 from tqdm.auto import tqdm
-from transformers import PreTrainedModel, Trainer, TrainingArguments, set_seed
+from transformers import PreTrainedModel, TrainingArguments, set_seed
 
+from hfdistill.anatomy import Anatomy
+from hfdistill.comparison import CONTROL as CONTROL
+from hfdistill.comparison import Comparison as Comparison
+from hfdistill.comparison import write_json
+from hfdistill.evaluation import Array, input_batches, predicted_logits, write_tensors
 from hfdistill.losses import TaskLoss
+from hfdistill.measurement import latencies, machine_name
+from hfdistill.model_card import write_model_card
 from hfdistill.objective import Objective
 from hfdistill.report import (
     ArmResult,
@@ -32,56 +37,21 @@ from hfdistill.report import (
     mean_kl,
     paired_bootstrap,
     parameter_count,
-    results_table,
     samples_per_second,
     size_on_disk,
 )
 from hfdistill.run_record import finished_seconds, plain_arguments, rows_digest, run_key, write_record
+from hfdistill.student_folder import TASKS
 from hfdistill.trainer import DistillationTrainer
 
 logger = logging.getLogger(__name__)
 
-CONTROL = "control"
-"""Name of the arm without distillation."""
+SAMPLE_ROWS = 64
+"""Rows of the batch that is kept for measurements and for checks of an export."""
+MEASURED_ROWS = 512
+"""Rows whose inference is timed, at most, where they make a batch or more."""
 
-Array = npt.NDArray[Any]
 Metrics = Callable[[Array, Array], Mapping[str, float]]
-
-
-@dataclass
-class Comparison:
-    """What an experiment found.
-
-    Args:
-        metric: the figure that the table shows.
-        teacher: the teacher's own row.
-        arms: one row per arm.
-        protocol: what was run, for the record: data, arguments, versions, machine.
-        folders: arm -> folder of its last seed's student.
-    """
-
-    metric: str
-    teacher: ArmResult
-    arms: list[ArmResult]
-    protocol: dict[str, Any] = field(default_factory=dict)
-    folders: dict[str, str] = field(default_factory=dict)
-
-    def table(self) -> str:
-        """The comparison as a Markdown table, the teacher first."""
-        return results_table(self.arms, self.metric, self.teacher)
-
-    def save(self, folder: str | Path) -> None:
-        """Write results.json and results.md into `folder`."""
-        folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        content = {
-            "metric": self.metric,
-            "teacher": asdict(self.teacher),
-            "arms": [asdict(arm) for arm in self.arms],
-            "protocol": self.protocol,
-        }
-        (folder / "results.json").write_text(json.dumps(content, indent=2, default=str) + "\n", encoding="utf-8")
-        (folder / "results.md").write_text(self.table() + "\n", encoding="utf-8")
 
 
 @dataclass
@@ -95,12 +65,19 @@ class Experiment:
         train_dataset: rows to train on.
         evaluation: split name -> rows; the first is the one whose figures stand in the table, the metrics of the
             others are kept as "<split>/<metric>".
-        data_collator: makes batches.
+        data_collator: makes the batches that students train on.
         processing_class: the tokenizer or image processor, saved with each student.
         metrics: from logits and labels to named figures.
         metric: the one that the table shows.
-        resampled: what bootstrapping calls thousands of times instead of `metrics` where that is slow; None: the same.
         output_dir: students are saved in <output_dir>/<arm>/seed-<seed>.
+        resampled: what bootstrapping calls thousands of times instead of `metrics` where that is slow; None: the same.
+        evaluation_collator: makes batches without augmentation; None: as in training.
+        teacher_collator: makes the batches that the teacher is evaluated on, where its inputs are prepared in another
+            way than the student's; None: as the student's.
+        teacher_processing_class: what prepares the teacher's inputs, where it is not the student's.
+        batching: what decides how rows become batches (augmentation, sizes), as plain values: a run with others is
+            another run.
+        data: name and splits of the data, for the record.
     """
 
     teacher: PreTrainedModel
@@ -114,9 +91,22 @@ class Experiment:
     metric: str
     output_dir: str | Path
     resampled: Metrics | None = None
+    evaluation_collator: Any = None
+    teacher_collator: Any = None
+    teacher_processing_class: Any = None
+    batching: Mapping[str, Any] = field(default_factory=dict)
+    data: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """Settle which collator serves what."""
+        self.evaluation_collator = self.evaluation_collator or self.data_collator
+        self.teacher_collator = self.teacher_collator or self.evaluation_collator
 
     def run(self, arms: Mapping[str, Any], seeds: Sequence[int]) -> Comparison:
         """Train and measure every arm with every seed; runs that are finished already are taken from their folders.
+
+        Beside each student it leaves predictions, training log, results and model card; in the output folder the
+        labels of the evaluation rows with the teacher's predictions, and a batch of the student's inputs.
 
         Args:
             arms: name -> objective (a preset's name or a mapping, so that each run gets a fresh one); for "control"
@@ -127,31 +117,50 @@ class Experiment:
             ValueError: no arm or no seed; an objective that is an object, whose projectors one run would hand to the
                 next.
         """
-        if not arms or not seeds:
-            raise ValueError(f"a comparison needs an arm and a seed, got arms {list(arms)} and seeds {list(seeds)}.")
-        shared = [name for name, objective in arms.items() if isinstance(objective, Objective)]
-        if shared:
-            raise ValueError(
-                f"the arms {shared} are given as Objective objects, whose trained projectors would pass from one seed "
-                "to the next. Give a preset's name or a mapping; each run then builds its own."
-            )
+        _check_arms(arms, seeds)
         self._rows = rows_digest(self.train_dataset)
-        teacher_logits = self._predict(self.teacher)
+        teacher_logits = self._predict(self.teacher, self.teacher_collator)
+        self._keep_evaluation(teacher_logits)
         teacher = self._measured(self.teacher, "teacher", [teacher_logits], [])
         runs: dict[str, list[tuple[dict[str, Array], float]]] = {name: [] for name in arms}
         measured: dict[str, ArmResult] = {}
-        with tqdm(total=len(arms) * len(seeds), desc="runs", unit="run") as bar:
+        with tqdm(total=len(arms) * len(seeds), desc="runs", unit="run", disable=not self._writes) as bar:
             for name, objective in arms.items():
                 for seed in seeds:
                     bar.set_postfix_str(f"{name}, seed {seed}")
                     student, seconds = self._train(name, objective, seed, teacher_logits)
-                    runs[name].append((self._predict(student), seconds))
+                    runs[name].append((self._predict(student, self.evaluation_collator), seconds))
+                    self._write(self._folder(name, seed) / "predictions.safetensors", runs[name][-1][0])
                     bar.update()
                 logits, times = [run for run, _ in runs[name]], [seconds for _, seconds in runs[name]]
                 measured[name] = self._measured(student, name, logits, times, teacher_logits)
+        self._write(Path(self.output_dir) / "sample_batch.safetensors", self._batches(student, 1, SAMPLE_ROWS)[0])
         results = [self._compared(measured, name, runs) for name in arms]
-        folders = {name: str(self._folder(name, seeds[-1])) for name in arms}
-        return Comparison(self.metric, teacher, results, self._protocol(arms, seeds), folders)
+        folders = {name: [str(self._folder(name, seed)) for seed in seeds] for name in arms}
+        known = Anatomy.of(self.teacher)
+        comparison = Comparison(
+            metric=self.metric,
+            teacher=teacher,
+            arms=results,
+            protocol=self._protocol(arms, seeds),
+            folders=folders,
+            labels=[known.label_names[index] for index in range(known.classes)] if known.classes > 1 else [],
+            teacher_folder=str(self.teacher.name_or_path),
+        )
+        if self._writes:
+            comparison.save_beside_students()
+            for folder in chain.from_iterable(folders.values()):
+                write_model_card(folder)
+        return comparison
+
+    @property
+    def _writes(self) -> bool:
+        """Whether this is the process that writes files."""
+        return int(self.arguments.process_index) == 0
+
+    def _write(self, path: Path, tensors: Mapping[str, Any]) -> None:
+        if self._writes:
+            write_tensors(path, tensors)
 
     def _train(
         self, name: str, objective: Any, seed: int, teacher_logits: dict[str, Array]
@@ -160,8 +169,8 @@ class Experiment:
         folder = self._folder(name, seed)
         student = self.make_student()
         description = {"arguments": plain_arguments(self.arguments), "objective": objective, "seed": seed}
-        key = run_key(student, teacher_logits, self._rows, description)
-        seconds = finished_seconds(folder, key)
+        key = run_key(student, teacher_logits, self._rows, {**description, "batching": self.batching})
+        seconds = finished_seconds(folder, key, self.arguments)
         if seconds is not None:
             logger.info("%s, seed %d: taking the finished run in %s", name, seed, folder)
             return type(student).from_pretrained(folder, dtype=torch.float32), seconds
@@ -173,34 +182,32 @@ class Experiment:
             train_dataset=self.train_dataset,
             data_collator=self.data_collator,
             processing_class=self.processing_class,
+            teacher_processing_class=self.teacher_processing_class,
         )
         start = time.perf_counter()
         trainer.train()
         seconds = time.perf_counter() - start
         trainer.save_model(str(folder))
-        write_record(folder, key, seconds)
+        if self._writes:
+            write_json(folder / "log_history.json", trainer.state.log_history)
+            write_record(folder, key, seconds)
+        trainer.accelerator.wait_for_everyone()  # the folder is whole before any process reads it
         # measured is what was saved, in full precision, not the object that mixed precision has wrapped
         return type(student).from_pretrained(folder, dtype=torch.float32), seconds
 
-    def _predict(self, model: PreTrainedModel) -> dict[str, Array]:
+    def _predict(self, model: PreTrainedModel, collator: Any) -> dict[str, Array]:
         """Split -> logits (rows, K), in full precision."""
-        trainer = Trainer(
-            model=model,
-            args=self._evaluation_arguments(),
-            data_collator=self.data_collator,
-            processing_class=self.processing_class,
-        )
-        return {split: np.asarray(trainer.predict(rows).predictions) for split, rows in self.evaluation.items()}
+        args = self._inference_arguments()
+        return {split: predicted_logits(model, rows, collator, args) for split, rows in self.evaluation.items()}
 
-    def _evaluation_arguments(self) -> TrainingArguments:
-        """Full precision, and rows in their own order: grouping by length would permute the predictions."""
-        return replace(
-            self.arguments,
-            output_dir=str(self.output_dir),
-            bf16=False,
-            fp16=False,
-            train_sampling_strategy="sequential",
-        )
+    def _inference_arguments(self) -> TrainingArguments:
+        return replace(self.arguments, output_dir=str(self.output_dir))
+
+    def _keep_evaluation(self, teacher_logits: dict[str, Array]) -> None:
+        """Write what every later comparison of predictions needs."""
+        kept = {f"{split}/teacher_logits": logits for split, logits in teacher_logits.items()}
+        kept |= {f"{split}/labels": np.asarray(rows["labels"]) for split, rows in self.evaluation.items()}
+        self._write(Path(self.output_dir) / "evaluation.safetensors", kept)
 
     def _measured(
         self,
@@ -212,6 +219,8 @@ class Experiment:
     ) -> ArmResult:
         first = next(iter(self.evaluation))
         reference = None if teacher_logits is None else teacher_logits[first]
+        size = self.arguments.per_device_eval_batch_size
+        batches = self._batches(model, max(1, min(8, MEASURED_ROWS // size)), size)
         return ArmResult(
             name=name,
             metrics=[self._scores(logits) for logits in runs],
@@ -220,8 +229,9 @@ class Experiment:
             difference=None,
             parameters=parameter_count(model),
             bytes=self._bytes(model, name),
-            samples_per_second=samples_per_second(model, self._sample_batches()).samples_per_second,
+            samples_per_second=samples_per_second(model, batches).samples_per_second,
             seconds=seconds,
+            latencies=latencies(model, self._batches(model, 1, SAMPLE_ROWS)[0]),
         )
 
     def _scores(self, logits: dict[str, Array]) -> dict[str, float]:
@@ -254,18 +264,11 @@ class Experiment:
         # the teacher is not saved here: what its weights take in the precision it runs in, as the students' do
         return sum(value.numel() * value.element_size() for value in model.state_dict().values())
 
-    def _sample_batches(self) -> list[dict[str, torch.Tensor]]:
-        """Up to 8 evaluation batches, of rows from all over the split, as training makes them."""
+    def _batches(self, model: PreTrainedModel, count: int, size: int) -> list[dict[str, torch.Tensor]]:
+        """Up to `count` batches of a model's inputs, from all over the first evaluation split."""
+        collator = self.teacher_collator if model is self.teacher else self.evaluation_collator
         rows = next(iter(self.evaluation.values()))
-        size = self.arguments.per_device_eval_batch_size
-        rows = rows.select(range(0, len(rows), max(1, len(rows) // (8 * size))))
-        count = min(len(rows), 8 * size)
-        columns = [name for name in rows.column_names if isinstance(rows[0][name], list | int | float)]
-        trimmed = rows.select(range(count)).select_columns(columns)
-        return [
-            dict(self.data_collator([trimmed[i] for i in range(start, min(start + size, count))]))
-            for start in range(0, count, size)
-        ]
+        return input_batches(model, rows, collator, self._inference_arguments(), count, size)
 
     def _folder(self, name: str, seed: int) -> Path:
         return Path(self.output_dir) / name / f"seed-{seed}"
@@ -274,10 +277,24 @@ class Experiment:
         return {
             "arms": {name: objective if objective is not None else "labels only" for name, objective in arms.items()},
             "seeds": list(seeds),
+            "task": TASKS.get(Anatomy.of(self.teacher).head.removeprefix("For"), ""),
+            "data": dict(self.data),
+            "batching": dict(self.batching),
             "train_rows": len(self.train_dataset),
             "evaluation_rows": {split: len(rows) for split, rows in self.evaluation.items()},
             "arguments": self.arguments.to_sanitized_dict(),
             "torch": torch.__version__,
             "transformers": transformers.__version__,
-            "machine": f"{platform.machine()}, {torch.get_num_threads()} threads, {self.arguments.device}",
+            "machine": machine_name(self.arguments.device),
         }
+
+
+def _check_arms(arms: Mapping[str, Any], seeds: Sequence[int]) -> None:
+    if not arms or not seeds:
+        raise ValueError(f"a comparison needs an arm and a seed, got arms {list(arms)} and seeds {list(seeds)}.")
+    shared = [name for name, objective in arms.items() if isinstance(objective, Objective)]
+    if shared:
+        raise ValueError(
+            f"the arms {shared} are given as Objective objects, whose trained projectors would pass from one seed "
+            "to the next. Give a preset's name or a mapping; each run then builds its own."
+        )

@@ -1,23 +1,28 @@
-"""What is measured on one model, or on the outputs of a student and its teacher: likeness, size, speed.
+"""What one model costs: parameters, size on disk, floating-point operations, latency and throughput of inference.
 
-Everything here is a plain function of what it is given. It trains nothing, loads no data and chooses no metric.
+Everything here is a plain function of what it is given. It trains nothing, loads no data and chooses no metric. Memory
+is measured in a process of its own: see `peak_memory`.
 """
 
 from __future__ import annotations
 
+import os
+import platform
+import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor, nn
-
-from hfdistill.functional import logit_mse, soft_target_kl
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
 
 _INFERENCE_FILES = (
     *("config.json", "generation_config.json", "adapter_config.json", "*processor_config.json", "chat_template*"),
@@ -29,64 +34,56 @@ _WEIGHT_FILES = (  # a folder may hold the same weights in both formats: from_pr
 )
 
 
-# Does the student do what the teacher does?
+# How large is it?
 
 
-def agreement(student_logits: Tensor | npt.ArrayLike, teacher_logits: Tensor | npt.ArrayLike) -> float:
-    """Share of rows on which both choose the same class, in [0, 1]; for one output (K = 1) Pearson's r, in [-1, 1].
+def parameter_count(model: nn.Module) -> int:
+    """Number of parameters, trainable or not; a shared one counts once."""
+    return sum(parameter.numel() for parameter in model.parameters())
 
-    Args:
-        student_logits: (B, K), or (B,) for a single output.
-        teacher_logits: The same shape.
+
+def size_on_disk(folder: str | Path) -> int:
+    """Bytes of the files of a `save_pretrained` folder that inference needs: weights, configuration, tokenizer.
+
+    Of weights in two formats only safetensors count, as it is what is loaded; optimizer states, the objective's
+    own state, logs and checkpoint folders do not count.
 
     Raises:
-        ValueError: The shapes differ, there is no row, or a logit is not finite.
+        ValueError: The folder is not there, or holds no weights.
     """
-    student, teacher = _logit_pair(student_logits, teacher_logits)
-    if student.shape[1] == 1:
-        return _pearson(student[:, 0], teacher[:, 0])
-    return (student.argmax(dim=1) == teacher.argmax(dim=1)).double().mean().item()
+    files = [path for path in Path(folder).iterdir() if path.is_file()] if Path(folder).is_dir() else []
+    found = ([path for path in files if _matches(path, patterns)] for patterns in _WEIGHT_FILES)
+    weights = next((paths for paths in found if paths), None)
+    if weights is None:
+        raise ValueError(
+            f"expected weights (model.safetensors, an adapter, or pytorch_model.bin) in {folder}, found "
+            f"{sorted(path.name for path in files) or 'no file'}. Pass the folder that save_pretrained wrote."
+        )
+    others = (path for path in files if _matches(path, _INFERENCE_FILES))
+    return sum(path.stat().st_size for path in {*weights, *others})
 
 
-def mean_kl(student_logits: Tensor | npt.ArrayLike, teacher_logits: Tensor | npt.ArrayLike) -> float:
-    """Mean over rows of KL(teacher || student) at temperature 1, in nats; for K = 1 the mean squared difference.
+def flops(model: nn.Module, batch: Mapping[str, Tensor]) -> int:
+    """Floating-point operations of one row's forward pass, a multiply-add counted as 2, padding included.
 
-    Args and Raises as in `agreement`.
+    What counts is matrix products and convolutions, of attention too, whichever of eager and SDPA the model runs; not
+    what is done element by element (activations, normalisation), which is a small share.
+
+    Args:
+        model: Called as `model(**row)`, in eval mode (put back afterwards), with attention by SDPA or eager.
+        batch: Inputs by argument name; one row of it is run.
+
+    Raises:
+        ValueError: There is no row.
     """
-    student, teacher = _logit_pair(student_logits, teacher_logits)
-    if student.shape[1] == 1:
-        return logit_mse(student, teacher).item()
-    return max(0.0, soft_target_kl(student, teacher, temperature=1.0).item())  # rounding may end below 0
+    row = _resized(_inputs(model, batch), 1)
+    # torch's counter knows not every fused attention kernel (not the CPU's): as plain products all are counted
+    with _evaluating(model), torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        model(**row)
+    return int(counter.get_total_flops())
 
 
-def _logit_pair(student_logits: Tensor | npt.ArrayLike, teacher_logits: Tensor | npt.ArrayLike) -> list[Tensor]:
-    given = [x.detach() if isinstance(x, Tensor) else torch.tensor(x) for x in (student_logits, teacher_logits)]
-    shapes = [tuple(x.shape) for x in given]
-    pair = [x.to("cpu", torch.float64) for x in given]
-    pair = [x[:, None] if x.ndim == 1 else x for x in pair]  # (B,) -> (B, 1)
-    if pair[0].ndim != 2 or pair[0].shape != pair[1].shape or pair[0].numel() == 0:
-        raise ValueError(
-            f"expected logits (B, K) of one shape and at least one row, got {shapes[0]} (student) and {shapes[1]} "
-            "(teacher). They are compared row by row, class by class; give both for the same examples, in the same "
-            "order, and of token logits only the valid tokens, as rows."
-        )
-    if not all(x.isfinite().all() for x in pair):
-        raise ValueError(
-            "expected finite logits, got NaN or infinity. A comparison with them means nothing: look for a run that "
-            "diverged, or leave masked classes out."
-        )
-    return pair
-
-
-def _pearson(student: Tensor, teacher: Tensor) -> float:
-    if (student == student[0]).all() or (teacher == teacher[0]).all():
-        return 0.0  # undefined: a constant follows nothing
-    student, teacher = student - student.mean(), teacher - teacher.mean()
-    correlation = float(student @ teacher / (student.norm() * teacher.norm()))
-    return min(1.0, max(-1.0, correlation))
-
-
-# What does it cost?
+# How fast is it?
 
 
 @dataclass(frozen=True)
@@ -124,31 +121,17 @@ class Latency:
         """Rows per second at this batch size."""
         return self.batch_size / self.seconds
 
+    @classmethod
+    def from_record(cls, record: Mapping[str, Any]) -> Latency:
+        """Read what `dataclasses.asdict` and JSON made of a Latency; an equal one comes back.
 
-def parameter_count(model: nn.Module) -> int:
-    """Number of parameters, trainable or not; a shared one counts once."""
-    return sum(parameter.numel() for parameter in model.parameters())
-
-
-def size_on_disk(folder: str | Path) -> int:
-    """Bytes of the files of a `save_pretrained` folder that inference needs: weights, configuration, tokenizer.
-
-    Of weights in two formats only safetensors count, as it is what is loaded; optimizer states, the objective's
-    own state, logs and checkpoint folders do not count.
-
-    Raises:
-        ValueError: The folder is not there, or holds no weights.
-    """
-    files = [path for path in Path(folder).iterdir() if path.is_file()] if Path(folder).is_dir() else []
-    found = ([path for path in files if _matches(path, patterns)] for patterns in _WEIGHT_FILES)
-    weights = next((paths for paths in found if paths), None)
-    if weights is None:
-        raise ValueError(
-            f"expected weights (model.safetensors, an adapter, or pytorch_model.bin) in {folder}, found "
-            f"{sorted(path.name for path in files) or 'no file'}. Pass the folder that save_pretrained wrote."
-        )
-    others = (path for path in files if _matches(path, _INFERENCE_FILES))
-    return sum(path.stat().st_size for path in {*weights, *others})
+        Raises:
+            ValueError: A field is missing or unknown.
+        """
+        try:
+            return cls(**{**record, "repeats": tuple(record["repeats"])})
+        except (TypeError, KeyError) as error:
+            raise ValueError(f"expected the fields of a Latency, got {str(record)[:200]}: {error}") from error
 
 
 def samples_per_second(
@@ -171,17 +154,127 @@ def samples_per_second(
         raise ValueError(
             f"expected a batch, repeats >= 1 and warmup >= 0, got {len(batches)} batches, {repeats} and {warmup}."
         )
-    device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
-    inputs = [{name: x.to(device) for name, x in batch.items() if name != "labels"} for batch in batches]
+    device = _device(model)
+    inputs = [_inputs(model, batch) for batch in batches]
     samples = sum(len(next(iter(batch.values()))) for batch in inputs)
+
+    def run() -> None:
+        for batch in inputs:
+            model(**batch)
+
     with _evaluating(model), torch.inference_mode():
-        seconds = [_one_pass(model, inputs, device) for _ in range(warmup + repeats)][warmup:]
+        seconds = _timed(run, device, repeats, warmup)
     speeds = tuple(samples / spent for spent in seconds)
     return Throughput(float(np.median(speeds)), speeds, str(device), torch.get_num_threads())
 
 
+def latencies(
+    model: nn.Module,
+    batch: Mapping[str, Tensor],
+    sizes: Sequence[int] = (1, 8, 32),
+    repeats: int = 10,
+    warmup: int = 2,
+) -> list[Latency]:
+    """Time one forward pass at several batch sizes, under the conditions of `samples_per_second`.
+
+    Args:
+        model: Called as `model(**rows)`, on its own device.
+        batch: Real inputs by argument name; their rows are repeated, or cut, to each size. Padding counts as work.
+        sizes: Rows per pass.
+        repeats: Timed passes per size, of which the median counts.
+        warmup: Passes before that, untimed.
+
+    Raises:
+        ValueError: Nothing to measure.
+    """
+    inputs = _inputs(model, batch)
+    with _evaluating(model), torch.inference_mode():
+        return timed_passes(
+            lambda rows: model(**rows), inputs, sizes, repeats, warmup, runtime="torch", device=_device(model)
+        )
+
+
+def timed_passes(
+    run: Callable[[dict[str, Tensor]], object],
+    batch: Mapping[str, Tensor],
+    sizes: Sequence[int],
+    repeats: int,
+    warmup: int,
+    *,
+    runtime: str,
+    device: torch.device,
+    threads: int | None = None,
+) -> list[Latency]:
+    """Time any runtime's pass at several batch sizes; `latencies` is this for a torch model.
+
+    Args:
+        run: One pass over the rows it is given, which are prepared beforehand.
+        batch: See `latencies`.
+        sizes: See `latencies`.
+        repeats: See `latencies`.
+        warmup: See `latencies`.
+        runtime: Its name.
+        device: Where it runs; passes on another than the processor are waited for.
+        threads: That it may use; None: as many as torch.
+
+    Raises:
+        ValueError: Nothing to measure.
+    """
+    if not sizes or min(sizes) < 1 or repeats < 1 or warmup < 0:
+        raise ValueError(
+            f"expected sizes of at least one row, repeats >= 1 and warmup >= 0, got {list(sizes)}, {repeats} and "
+            f"{warmup}. The median of no pass is no latency."
+        )
+    found = []
+    for size in sizes:
+        seconds = tuple(_timed(partial(run, _resized(batch, size)), device, repeats, warmup))
+        count = torch.get_num_threads() if threads is None else threads
+        found.append(Latency(runtime, size, float(np.median(seconds)), seconds, str(device), count))
+    return found
+
+
+def machine_name(device: torch.device | str = "cpu") -> str:
+    """Where figures were measured: the processor, its cores that this process may use, torch's threads, and the GPU.
+
+    Args:
+        device: What was measured on; a GPU is named.
+    """
+    cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
+    threads = torch.get_num_threads()
+    name = f"{_processor()}, {cores} core{'s' * (cores != 1)}, {threads} torch thread{'s' * (threads != 1)}"
+    device = torch.device(device)
+    return f"{name}, {torch.cuda.get_device_name(device)}" if device.type == "cuda" else name
+
+
+def _processor() -> str:
+    """The processor's name as Linux shows it, or as much as `platform` knows."""
+    facts = Path("/proc/cpuinfo")
+    lines = facts.read_text(encoding="utf-8", errors="replace").splitlines() if facts.is_file() else []
+    named = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(named, platform.processor() or platform.machine())
+
+
 def _matches(path: Path, patterns: Sequence[str]) -> bool:
     return any(fnmatchcase(path.name, pattern) for pattern in patterns)
+
+
+def _device(model: nn.Module) -> torch.device:
+    return next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
+
+
+def _inputs(model: nn.Module, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """What the model reads, on its device: a loss computed from labels is no part of inference."""
+    return {name: x.to(_device(model)) for name, x in batch.items() if name != "labels"}
+
+
+def _resized(batch: Mapping[str, Tensor], size: int) -> dict[str, Tensor]:
+    rows = min((len(x) for x in batch.values()), default=0)
+    if rows == 0:
+        raise ValueError(
+            f"expected a batch of at least one row, got { ({name: tuple(x.shape) for name, x in batch.items()}) }. "
+            "Inference is measured on real inputs; pass what the model's forward takes."
+        )
+    return {name: x[torch.arange(size, device=x.device) % rows] for name, x in batch.items()}
 
 
 @contextmanager
@@ -195,11 +288,14 @@ def _evaluating(model: nn.Module) -> Iterator[None]:
             module.training = training
 
 
-def _one_pass(model: nn.Module, inputs: Sequence[Mapping[str, Tensor]], device: torch.device) -> float:
-    start = _now(device)
-    for batch in inputs:
-        model(**batch)
-    return _now(device) - start
+def _timed(run: Callable[[], object], device: torch.device, repeats: int, warmup: int) -> list[float]:
+    """Seconds of each of `repeats` passes, after `warmup` untimed ones."""
+    seconds = []
+    for _ in range(warmup + repeats):
+        start = _now(device)
+        run()
+        seconds.append(_now(device) - start)
+    return seconds[warmup:]
 
 
 def _now(device: torch.device) -> float:

@@ -6,12 +6,13 @@ Images are mixed pixel by pixel. Token ids cannot be averaged: both models read 
 would be given as `inputs_embeds`), each those of its own. Padding counts as the zero vector, whatever stands in it,
 and a place where either row has a token is no padding.
 
-This module chooses, mixes and puts the embeddings in; who trains, and what is learnt, is the trainer's matter.
+This module chooses, mixes and puts the embeddings in; who trains, and what is learnt, is the trainer's matter. A batch
+that is mixed in other ways (see `image_mixing`) is a `MixedBatch`, too.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
@@ -20,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from hfdistill.anatomy import base_model
-from hfdistill.functional.supervision import UNCERTAINTIES, mixed_cross_entropy, unix_mask, unix_scores
+from hfdistill.functional.supervision import UNCERTAINTIES, unix_mask, unix_scores
 
 
 @dataclass(frozen=True)
@@ -32,12 +33,15 @@ class Mix:
         kept: (k,) row numbers, the most uncertain first.
         partners: (k,) row numbers.
         coefficients: (k,) share of the partner in each kept row, 0 to 1; float32.
+        box: top, bottom, left and right of the piece of the partner's image that is pasted in, in shares of the height
+            and of the width; None where whole rows are blended.
     """
 
     size: int
     kept: Tensor
     partners: Tensor
     coefficients: Tensor
+    box: tuple[float, float, float, float] | None = None
 
 
 @dataclass(frozen=True)
@@ -203,27 +207,6 @@ class MixedBatch:
                 "forward pass outside the context). Train this model without mixup."
             )
 
-    def task_loss_function(self) -> Callable[[Any, Tensor | None], Tensor] | None:
-        """`task_loss` where rows have class labels; None where the task's own loss is right."""
-        return None if self.partner_labels is None else self.task_loss
-
-    def task_loss(self, output: Mapping[str, Any], labels: Tensor | None) -> Tensor:
-        """Cross-entropy with the labels of both rows, in place of the task's own; see mixed_cross_entropy.
-
-        Args:
-            output: a model's output on `inputs`, with logits (k, K), or (k, N, K) of token labels.
-            labels: the class labels in `inputs`.
-
-        Raises:
-            ValueError: no class labels. Numbers as labels are mixed in `inputs`: the task's own loss is right then.
-        """
-        if labels is None or self.partner_labels is None:
-            raise ValueError(
-                "the mixed task loss needs class labels, got none. Leave the task loss out of the objective, as the "
-                "method does, or add labels to the data set."
-            )
-        return mixed_cross_entropy(output["logits"], labels, self.partner_labels, self.mix.coefficients)
-
 
 @runtime_checkable
 class _ReadsTokens(Protocol):
@@ -262,11 +245,22 @@ def _masks(mask: Tensor | None, mix: Mix) -> tuple[Tensor, Tensor] | None:
 def _mixed(tensor: Tensor, mix: Mix, masks: tuple[Tensor, Tensor] | None) -> Tensor:
     """The kept rows of (n, ...): numbers mixed; what there is one of per token, completed by the partners' tokens."""
     kept, partners = tensor[mix.kept], tensor[mix.partners]
+    if tensor.is_floating_point() and mix.box is not None and tensor.ndim == 4:
+        return _pasted(kept, partners, mix.box)
     if tensor.is_floating_point():
         return _blended(kept, partners, mix, masks)
     if masks is None or kept.shape != masks[0].shape:
         return kept
     return torch.where(masks[1] & ~masks[0], partners, kept)
+
+
+def _pasted(own: Tensor, other: Tensor, box: tuple[float, float, float, float]) -> Tensor:
+    """Images (k, C, H, W) with a piece of the partner's; of another size (the teacher's own) the same piece of it."""
+    sides = (own.shape[2], own.shape[2], own.shape[3], own.shape[3])
+    top, bottom, left, right = (round(edge * side) for edge, side in zip(box, sides, strict=True))
+    pasted = own.clone()
+    pasted[:, :, top:bottom, left:right] = other[:, :, top:bottom, left:right]
+    return pasted
 
 
 def _blended(own: Tensor, other: Tensor, mix: Mix, masks: tuple[Tensor, Tensor] | None) -> Tensor:

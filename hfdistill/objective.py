@@ -3,6 +3,9 @@
 total = sum over names of weight(progress) * scale * value. `scale` makes micro-batches and processes count by their
 number of valid items, so that neither gradient accumulation nor the number of processes changes the loss. A loss whose
 weight is 0 at this point of training is neither computed nor captured for.
+
+A student with one head for the labels and one for the teacher (DeiT) learns each with its own head while both kinds of
+loss run, and with its answer, the mean of both, while one kind runs alone.
 """
 
 from __future__ import annotations
@@ -41,6 +44,9 @@ class Objective(nn.Module):
     Args:
         losses: name -> loss; the names appear in the log as `loss/<name>`.
 
+    Attributes:
+        preset: name of the preset that built it, for the record of a run; "" where none did.
+
     Raises:
         ValueError: no loss at all.
         TypeError: something in it is not a DistillationLoss.
@@ -60,6 +66,7 @@ class Objective(nn.Module):
                     "what it needs to see; subclass DistillationLoss or LayerwiseLoss."
                 )
         self.losses = nn.ModuleDict(losses)
+        self.preset = ""
 
     def __getitem__(self, name: str) -> DistillationLoss:
         """The loss of this name."""
@@ -150,8 +157,9 @@ class Objective(nn.Module):
         """
         terms: dict[str, Tensor] = {}
         total: Tensor | None = None
-        names = list(self.losses.keys())
-        for name, loss in self.active(batch.progress).items():
+        names, active = list(self.losses.keys()), self.active(batch.progress)
+        student = _answering(student, active.values())
+        for name, loss in active.items():
             value = loss(student, teacher, batch)
             if scales is not None:
                 value = value * scales[names.index(name)].to(value)
@@ -167,3 +175,13 @@ class Objective(nn.Module):
 
     def _named(self) -> dict[str, DistillationLoss]:
         return {name: loss for name, loss in self.losses.items() if isinstance(loss, DistillationLoss)}
+
+
+def _answering(student: Representations, losses: Iterable[DistillationLoss]) -> Representations:
+    """What a student with a head for labels and one for the teacher (DeiT) is to learn with.
+
+    Its answer is the mean of both. Where only labels, or only the teacher, are learnt now, that mean is: the other
+    head would stay as it was, and spoil the answer.
+    """
+    kinds = {loss.labels_alone for loss in losses if loss.needs()[0].logits}
+    return student if len(kinds) == 2 else student.with_one_answer()

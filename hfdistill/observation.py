@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from hfdistill.anatomy import Anatomy
 from hfdistill.attachment import given_task_loss
 from hfdistill.capture import capture
+from hfdistill.losses.task import TaskLoss
 from hfdistill.objective import Objective
 from hfdistill.representations import Batch, Representations
 
@@ -42,3 +43,17 @@ def observed_terms(
     terms = objective(shown, taught, batch).terms
     counts = dict(zip(objective, objective.counts([batch]), strict=True))
     return terms, {name: counts[name].to(value) for name, value in terms.items()}
+
+
+def observed_task_loss(output: Mapping[str, Any], batch: Batch) -> Tensor:
+    """The task loss of a model's answer, where its forward takes no labels and so computes none (DeiT with two heads).
+
+    Args:
+        output: of the model; its `logits` are the answer that counts when it is used.
+        batch: with labels.
+
+    Raises:
+        ValueError: no logits, no labels, or shapes that do not fit; see TaskLoss.
+    """
+    loss: Tensor = TaskLoss()(Representations(logits=output.get("logits")), Representations(), batch)
+    return loss

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from accelerate import Accelerator
 from torch import nn
@@ -17,10 +19,14 @@ from hfdistill.compatibility import (
     check_tokenizers,
     check_vocabulary_sizes,
 )
+from hfdistill.image_mixing import ImageMixing
+from hfdistill.image_pairing import settled_conversion
 from hfdistill.losses import TaskLoss
 from hfdistill.losses.bilevel import is_learning
 from hfdistill.mixup import UncertaintyMixup
 from hfdistill.objective import Objective
+from hfdistill.pixels import PixelConversion
+from hfdistill.teacher_tokens import holds_own
 from hfdistill.teachers import FrozenTeacher, Teacher
 
 
@@ -57,7 +63,7 @@ def check_same_tokens(
     student: Anatomy,
     teacher: Anatomy,
     processing_class: object,
-    theirs: PreTrainedTokenizerBase | None,
+    theirs: object,
     given: object,
 ) -> None:
     """Refuse two models that read one batch of ids as different texts.
@@ -66,7 +72,7 @@ def check_same_tokens(
         student: the student's anatomy.
         teacher: the teacher's.
         processing_class: the student's tokenizer, or whatever else prepares its inputs.
-        theirs: the teacher's tokenizer, if given.
+        theirs: the teacher's tokenizer, if given, or what else prepares its inputs.
         given: the teacher as it was given; from a name its tokenizer is loaded where it was not given.
 
     Raises:
@@ -75,10 +81,43 @@ def check_same_tokens(
     ours = processing_class if isinstance(processing_class, PreTrainedTokenizerBase) else None
     if theirs is None and ours is not None and isinstance(given, str | Path):
         theirs = AutoTokenizer.from_pretrained(str(given))
-    if ours is not None and theirs is not None:
+    if ours is not None and isinstance(theirs, PreTrainedTokenizerBase):
         check_tokenizers(ours, theirs)
     else:
         check_vocabulary_sizes(student, teacher)
+
+
+def paired_inputs(
+    student: nn.Module,
+    ours: Anatomy,
+    teacher: Teacher | None,
+    objective: Objective,
+    dataset: object,
+    processing_class: object,
+    theirs: object,
+    given: object,
+) -> PixelConversion | None:
+    """See to it that both models read the same rows: refuse other tokens, convert other pixels.
+
+    Args:
+        student: the student.
+        ours: its anatomy.
+        teacher: the teacher, settled, or None.
+        objective: bound.
+        dataset: the training set; where it holds images of the teacher's own, nothing is converted.
+        processing_class: the student's tokenizer or image processor, or whatever else prepares its inputs.
+        theirs: the teacher's, if given.
+        given: the teacher as it was given; from a name its own is loaded where it was not given.
+
+    Raises:
+        ValueError: see check_same_tokens and settled_conversion.
+        TypeError: see settled_conversion.
+    """
+    if teacher is not None and objective.same_tokens:
+        check_same_tokens(ours, teacher.anatomy, processing_class, theirs, given)
+    if teacher is None or holds_own(dataset, "pixel_values"):
+        return None
+    return settled_conversion(student, ours.input_names, teacher, processing_class, theirs, given)
 
 
 def bind_objective(objective: Objective, student: nn.Module, ours: Anatomy, teacher: Teacher | None) -> None:
@@ -107,47 +146,81 @@ def bind_objective(objective: Objective, student: nn.Module, ours: Anatomy, teac
         check_label_order(ours, theirs)
 
 
-def check_run(
-    args: TrainingArguments,
-    objective: Objective,
-    student: Anatomy,
-    teacher: Teacher | None,
-    mixup: UncertaintyMixup | None,
-    sharded: bool,
-) -> None:
-    """Refuse a run whose batches, mixing or sharding its objective cannot be learnt with.
+def check_run(args: TrainingArguments, objective: Objective, sharded: bool) -> None:
+    """Refuse a run whose batches or sharding its objective cannot be learnt with.
 
     Args:
         args: of the run.
         objective: bound.
-        student: the student's anatomy.
-        teacher: the teacher, or None.
-        mixup: how rows are mixed, or None.
         sharded: whether FSDP or DeepSpeed runs the student.
 
     Raises:
-        ValueError: see check_batch_size, check_mixup, check_bilevel.
+        ValueError: see check_batch_size, check_bilevel.
     """
     check_batch_size(args, objective)
-    check_mixup(mixup, objective, student, teacher)
     check_bilevel(objective, sharded)
 
 
-def check_mixup(
-    mixup: UncertaintyMixup | None, objective: Objective, student: Anatomy, teacher: Teacher | None
+def check_mixing(
+    mixing: UncertaintyMixup | ImageMixing | None,
+    objective: Objective,
+    student: Anatomy,
+    teacher: Teacher | None,
+    loss_function: Callable[..., Any] | None = None,
 ) -> None:
     """Refuse to mix the rows of a batch where what is learnt from them would not be what was mixed.
 
+    Args:
+        mixing: how, or None.
+        objective: bound.
+        student: the student's anatomy.
+        teacher: the teacher, or None.
+        loss_function: the Trainer's `compute_loss_func`.
+
     Raises:
-        ValueError: a teacher that is no FrozenTeacher, a loss that remembers rows, or labels of next tokens.
+        ValueError: a loss that remembers rows, or a function that is given one label of two; rows of text with labels
+            of next tokens, or a teacher that is no FrozenTeacher; images where there are none, or with losses that go
+            by the class of each row.
     """
-    if mixup is None:
+    if mixing is None:
         return
     if objective.indexed:
         raise ValueError(
-            f"{objective!r} remembers what it saw of each training row, and uncertainty_mixup shows mixed rows: the "
-            "memory would hold what no row is. Leave one of them out."
+            f"{objective!r} remembers what it saw of each training row, and mixup shows mixed rows: the memory would "
+            "hold what no row is. Leave one of them out."
         )
+    if loss_function is not None and any(isinstance(objective[name], TaskLoss) for name in objective):
+        raise ValueError(
+            "a mixed row has the labels of two rows, and compute_loss_func would be given those of one, as if it were "
+            "whole. Leave compute_loss_func out (TaskLoss learns both labels), or mixup off."
+        )
+    if isinstance(mixing, ImageMixing):
+        _check_image_mixing(objective, student)
+    else:
+        _check_mixed_rows(objective, student, teacher)
+
+
+def _check_image_mixing(objective: Objective, student: Anatomy) -> None:
+    if "pixel_values" not in student.input_names or "input_ids" in student.input_names:
+        raise ValueError(
+            f"mixup_alpha and cutmix_alpha mix images, and a {student.family} reads text. Leave them at 0; rows of "
+            "text are mixed by uncertainty_mixup."
+        )
+    single = [name for name in objective if objective[name].reads_classes]
+    if single:
+        raise ValueError(
+            f"objective term {single[0]!r} ({type(objective[single[0]]).__name__}) goes by the class of each row, and "
+            "a mixed image has two. Use SoftTargetLoss, which needs none, or leave mixup_alpha and cutmix_alpha at 0."
+        )
+    learning = [name for name in objective if is_learning(objective[name])]
+    if learning:
+        raise ValueError(
+            f"objective term {learning[0]!r} learns how to teach from whole rows with one label each, so that mixed "
+            "images would be taught by what was learnt on others. Set virtual_steps=0, or leave mixup off."
+        )
+
+
+def _check_mixed_rows(objective: Objective, student: Anatomy, teacher: Teacher | None) -> None:
     if student.head == "ForCausalLM" and any(isinstance(objective[name], TaskLoss) for name in objective):
         raise ValueError(
             "uncertainty_mixup mixes rows token by token, and which token follows in a mixture is not defined, so "

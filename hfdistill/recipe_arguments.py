@@ -1,26 +1,47 @@
-"""From a command line or a configuration file to a recipe and its training arguments."""
+"""From a command line or a configuration file to a recipe and its training arguments, and to what comes of them."""
 
 from __future__ import annotations
 
+import argparse
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import fields
 from types import NoneType, UnionType
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
 from transformers import HfArgumentParser
 
 from hfdistill.arguments import DistillationTrainingArguments
+from hfdistill.classification import Classification
+from hfdistill.comparison import Comparison
 from hfdistill.configuration import read_configuration
+from hfdistill.image_classification import ImageClassification, distil_image_classifier
 from hfdistill.keywords import is_plain, nearest
-from hfdistill.text_classification import TextClassification
+from hfdistill.text_classification import TextClassification, distil_text_classifier
 
-DEFAULTS: dict[str, Any] = {
+TEXT, IMAGE = TextClassification.task_tag, ImageClassification.task_tag
+RECIPES: dict[str, type[Classification]] = {TEXT: TextClassification, IMAGE: ImageClassification}
+"""What `recipe` may name -> what describes it."""
+
+_ALWAYS: dict[str, Any] = {
     "output_dir": "outputs",
-    "train_sampling_strategy": "group_by_length",
-    "per_device_train_batch_size": 32,
-    "per_device_eval_batch_size": 64,
     "save_strategy": "no",
     "report_to": "none",
+    "logging_steps": 0.02,  # of the run, whatever its length: 50 points of each curve
+}
+DEFAULTS: dict[str, dict[str, Any]] = {
+    TEXT: {
+        **_ALWAYS,
+        "train_sampling_strategy": "group_by_length",
+        "per_device_train_batch_size": 32,
+        "per_device_eval_batch_size": 64,
+    },
+    IMAGE: {
+        **_ALWAYS,
+        "remove_unused_columns": False,
+        "per_device_train_batch_size": 64,
+        "per_device_eval_batch_size": 128,
+    },
 }
 """Where a recipe differs from TrainingArguments; grouping by length is worth a factor of 3 to 9 on SST-2."""
 
@@ -28,41 +49,85 @@ _FILES = (".yaml", ".yml", ".json")
 _PLAIN = (bool, int, float, str)
 
 
-def parse_recipe(words: Sequence[str] | None = None) -> tuple[TextClassification, DistillationTrainingArguments]:
+def run_recipe(words: Sequence[str] | None = None, recipe: str = TEXT) -> Comparison:
+    """Run the recipe that a command line or a file describes.
+
+    Args:
+        words: the command line without the program's name; None: this process's own.
+        recipe: "text-classification" or "image-classification", where neither words nor file say which.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: as `parse_recipe`; data, teacher and student do not fit together.
+        TypeError: as `parse_recipe`.
+    """
+    described, args = parse_recipe(words, recipe)
+    if isinstance(described, ImageClassification):
+        return distil_image_classifier(described, args)
+    return distil_text_classifier(described, args)
+
+
+def parse_recipe(
+    words: Sequence[str] | None = None, recipe: str = TEXT
+) -> tuple[TextClassification | ImageClassification, DistillationTrainingArguments]:
     """A recipe from flags, or from one YAML or JSON file that may be followed by flags, which win.
 
     Args:
         words: the command line without the program's name; None: this process's own.
+        recipe: "text-classification" or "image-classification"; the key or flag `recipe` wins.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: a file that cannot be read, an unknown key (accepted ones nearest first), no task or teacher.
+        ValueError: a file that cannot be read, an unknown key or flag (accepted ones nearest first), no data or
+            teacher.
         TypeError: a value of the wrong type in the file.
-        SystemExit: an unknown flag, or --help.
+        SystemExit: a flag's value of the wrong type, or --help.
     """
     words = list(sys.argv[1:] if words is None else words)
-    given: dict[str, Any] = {}
-    if words and words[0].endswith(_FILES):
-        path = words.pop(0)
-        given = _typed(read_configuration(path), path)
-    parser = HfArgumentParser((TextClassification, DistillationTrainingArguments))  # type: ignore[arg-type]
-    parser.set_defaults(**{**DEFAULTS, **given})
-    recipe, args = parser.parse_args_into_dataclasses(words, look_for_args_file=False)
-    return recipe, args
+    content: dict[str, Any] = {}
+    path = words.pop(0) if words and words[0].endswith(_FILES) else ""
+    if path:
+        content = dict(read_configuration(path))
+    recipe = _named(words) or content.pop("recipe", recipe)
+    if recipe not in RECIPES:
+        raise ValueError(f"recipe must be {' or '.join(RECIPES)}, got {recipe!r}. It says what the rows are.")
+    content.pop("recipe", None)
+    kind = RECIPES[recipe]
+    parser = HfArgumentParser((kind, DistillationTrainingArguments))  # type: ignore[arg-type]
+    parser.add_argument("--recipe", choices=list(RECIPES), default=recipe, help="What the rows are.")
+    parser.set_defaults(**{**DEFAULTS[recipe], **_typed(content, path, kind)})
+    if unknown := [word for word in parser.parse_known_args(words)[1] if word.startswith("--")]:
+        close = ", ".join(nearest(unknown[0].lstrip("-"), _accepted(kind))[:6])
+        raise ValueError(f"{recipe} has no flag {unknown[0]!r}. Nearest of those it has: {close}.")
+    described, args, _ = parser.parse_args_into_dataclasses(words, look_for_args_file=False)
+    return described, args
 
 
-def _typed(content: Mapping[str, Any], path: str) -> dict[str, Any]:
+def _named(words: Sequence[str]) -> str | None:
+    """The recipe that the flags name: it decides which other flags there are."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    parser.add_argument("--recipe")
+    named: str | None = parser.parse_known_args(list(words))[0].recipe
+    return named
+
+
+def _typed(content: Mapping[str, Any], path: str, kind: type[Classification]) -> dict[str, Any]:
     """The file's values, each of the type that its key takes."""
-    hints = {**get_type_hints(TextClassification), **get_type_hints(DistillationTrainingArguments)}
-    accepted = [name for name in hints if not name.startswith("_")]
+    hints = {**get_type_hints(kind), **get_type_hints(DistillationTrainingArguments)}
+    accepted = _accepted(kind)
     for key in content:
         if key not in accepted:
             close = ", ".join(nearest(key, accepted)[:6])
             raise ValueError(
                 f"{path} has an unknown key {key!r}. Nearest of the accepted ones: {close}. They are the fields of "
-                "TextClassification and of DistillationTrainingArguments."
+                f"{kind.__name__} and of DistillationTrainingArguments."
             )
     return {key: _value(key, value, hints[key], path) for key, value in content.items()}
+
+
+def _accepted(kind: type[Classification]) -> list[str]:
+    names = [field.name for part in (kind, DistillationTrainingArguments) for field in fields(part)]
+    return ["recipe", *(name for name in names if not name.startswith("_"))]
 
 
 def _value(key: str, value: Any, hint: Any, path: str) -> Any:

@@ -10,7 +10,7 @@ Shape letters: B batch, N tokens, D width, H heads, K classes (see `functional`)
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import torch
@@ -132,22 +132,37 @@ class Representations:
     """What one forward pass of one model showed.
 
     Args:
-        logits: (B, K), or (B, N, K) for token-level heads: the answer that counts when the model is used.
-        class_logits: (B, K) of the head that learns the labels, where a model has one for them alone (DeiT).
-        distillation_logits: (B, K) of the head that learns the teacher, where a model has one for it alone (DeiT);
-            its `logits` are the mean of both.
+        logits: (B, K), or (B, N, K) for token-level heads: the answer that counts when the model is used. It is what a
+            teacher teaches; a student learns by `labelled_logits` and `taught_logits`.
         hidden_states: layer number -> (B, N, D).
         attentions: layer number -> Attention.
         loss: the task loss, a scalar, where something else than the logits and labels alone decides it: a function
             of the user's, or a head (question answering) that computes it from several outputs.
+        class_logits: (B, K) of the head that learns the labels, where a model has one for them alone (DeiT).
+        distillation_logits: (B, K) of the head that learns the teacher, where a model has one for it alone (DeiT);
+            its `logits` are the mean of both.
     """
 
     logits: Tensor | None = None
-    class_logits: Tensor | None = None
-    distillation_logits: Tensor | None = None
     hidden_states: Mapping[int, Tensor] = field(default_factory=dict)
     attentions: Mapping[int, Attention] = field(default_factory=dict)
     loss: Tensor | None = None
+    class_logits: Tensor | None = None
+    distillation_logits: Tensor | None = None
+
+    @property
+    def labelled_logits(self) -> Tensor | None:
+        """What a student learns the labels with: the class head's logits, or those of its one head."""
+        return self.logits if self.class_logits is None else self.class_logits
+
+    @property
+    def taught_logits(self) -> Tensor | None:
+        """What a student learns the teacher with: the distillation head's logits, or those of its one head."""
+        return self.logits if self.distillation_logits is None else self.distillation_logits
+
+    def with_one_answer(self) -> Representations:
+        """The same without the heads' own logits: both are learnt with `logits`, and so both heads learn."""
+        return replace(self, class_logits=None, distillation_logits=None)
 
 
 @dataclass
@@ -165,6 +180,8 @@ class Batch:
             batch is not from the training set, or no loss asked.
         teacher_labels: the labels of the teacher's own tokens, (B, N_teacher), where it has another tokenizer.
         teacher_mask: (B, N_teacher), 1 = real token of the teacher's own; None: `mask` holds for both.
+        partner_labels: class labels of what is mixed into each row, of the shape of `labels`; None: rows are whole.
+        partner_shares: (B,) how much of each row is its partner, 0 to 1.
     """
 
     size: int
@@ -175,6 +192,8 @@ class Batch:
     index: Tensor | None = None
     teacher_labels: Tensor | None = None
     teacher_mask: Tensor | None = None
+    partner_labels: Tensor | None = None
+    partner_shares: Tensor | None = None
 
     @classmethod
     def of(cls, inputs: Mapping[str, object], label_name: str = "labels", progress: float = 0.0) -> Batch:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from accelerate.utils import broadcast_object_list
 from datasets import Dataset
 from torch import nn
 from transformers import TrainingArguments
@@ -21,12 +22,20 @@ from transformers import TrainingArguments
 RECORD = "run.json"
 """Name of the file beside a run's student."""
 
+_OF_ITS_STUDENT = ("distillation.json", "results.json", "log_history.json", "predictions.safetensors")
+_EXPORT = ("onnx.json", "model.onnx", "model.onnx.data")
+
 
 def rows_digest(rows: Dataset) -> str:
-    """A digest of every row, in order; images and other binary columns by their bytes."""
+    """A digest of every row, in order; files that rows only name count with their size and time of change."""
     digest = hashlib.sha256()
     for table in rows.with_format("arrow").iter(batch_size=1000):
-        digest.update(repr(table.to_pylist()).encode())
+        for row in table.to_pylist():
+            digest.update(repr(row).encode())
+            for value in row.values():
+                if isinstance(value, dict) and value.get("path") and value.get("bytes") is None:
+                    known = Path(value["path"]).stat()
+                    digest.update(f"{known.st_size} {known.st_mtime_ns}".encode())
     return digest.hexdigest()
 
 
@@ -49,17 +58,31 @@ def run_key(student: nn.Module, teacher_outputs: Mapping[str, Any], rows: str, d
     return digest.hexdigest()
 
 
-def finished_seconds(folder: Path, key: str) -> float | None:
+def finished_seconds(folder: Path, key: str, args: TrainingArguments) -> float | None:
     """Training time in seconds of the run with this key, if its student lies in `folder`; else None.
 
-    The record of any other run is removed: its student is about to be overwritten, and a stop in between must not
-    leave the one with the other's record.
+    The records and exports of any other run are removed: its student is about to be overwritten, and a stop in
+    between must not leave the one with the other's records. Of several processes the first looks and tells the others,
+    since either all of them train or none.
+
+    Args:
+        folder: of the run.
+        key: see `run_key`.
+        args: of the run.
     """
+    told = [_matching(folder, key) if args.process_index == 0 else None]
+    if args.world_size > 1:
+        broadcast_object_list(told)
+    return told[0]
+
+
+def _matching(folder: Path, key: str) -> float | None:
     path = folder / RECORD
     record = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     if record.get("key") == key:
         return float(record["seconds"])
-    path.unlink(missing_ok=True)
+    for name in (RECORD, *_OF_ITS_STUDENT, *_EXPORT):
+        (folder / name).unlink(missing_ok=True)
     return None
 
 

@@ -1,5 +1,7 @@
 """Make a student from a teacher: fewer layers, copied from the teacher, or a narrower model of the same class.
 
+Image models can besides be given other patches, another image size and a distillation token.
+
 The student is an ordinary PreTrainedModel that shares no memory with its teacher. This module copies weights and
 configurations; it does not train, prune neurons, factorise matrices or cut the vocabulary.
 """
@@ -8,21 +10,25 @@ from __future__ import annotations
 
 import copy
 import logging
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from hfdistill.anatomy import Anatomy, base_model, encoder_layers, plain_settings, size_fields
+from hfdistill.distillation_token import with_distillation_token
 from hfdistill.layer_map import LayerMap
+from hfdistill.patches import resized_bias_table, resized_patch_kernel, resized_positions
+from hfdistill.student_sizes import PixelSize, patch_projection, student_config
 
 logger = logging.getLogger(__name__)
 
 _DISTILBERT_LAYERS = (0, 2, 4, 7, 9, 11)
+_OF_IMAGES = {"image_size", "patch_size"}  # BEiT's layers hold them; they are never a layer's own
 _SHARED_LAYERS = "albert"  # one layer called many times: its depth is a number in the configuration and nothing else
 
 
@@ -36,17 +42,22 @@ class StudentNote:
         fresh: names of the student's tensors that are newly initialised.
         left_out: names of the teacher's tensors that have no place in the student (ModernBERT's first layer, for one,
             has no norm before its attention); those of layers that were not chosen are not listed.
+        resized: names of the student's tensors that hold the teacher's values, interpolated for other patches.
+        doubled: names of those copied that the teacher has once and the student twice: a distillation token, its
+            position and its head start as the class token's.
     """
 
     layers: tuple[int, ...]
     copied: tuple[str, ...]
     fresh: tuple[str, ...]
     left_out: tuple[str, ...]
+    resized: tuple[str, ...] = ()
+    doubled: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         lines = [f"{len(self.copied)} tensors copied and {len(self.fresh)} fresh, teacher layers {list(self.layers)}"]
-        lines += [f"fresh: {name}" for name in self.fresh] + [f"left out: {name}" for name in self.left_out]
-        return "\n".join(lines)
+        told = {"fresh": self.fresh, "left out": self.left_out, "resized": self.resized, "doubled": self.doubled}
+        return "\n".join(lines + [f"{what}: {name}" for what, names in told.items() for name in names])
 
 
 # Weak, so that a note lives as long as its student; beside the student, so that nothing of it is ever saved with it.
@@ -61,6 +72,9 @@ def student_from(
     hidden_size: int | None = None,
     intermediate_size: int | None = None,
     num_attention_heads: int | None = None,
+    image_size: PixelSize | None = None,
+    patch_size: PixelSize | None = None,
+    distillation_token: bool = False,
     seed: int | None = None,
     config: Mapping[str, Any] | None = None,
 ) -> PreTrainedModel:
@@ -86,40 +100,41 @@ def student_from(
         intermediate_size: width inside the MLP; by default scaled with `hidden_size`.
         num_attention_heads: number of heads, a divisor of the width; by default the teacher's. A module that splits
             the width into other heads is fresh even where shapes agree: each head would get parts of several.
+        image_size: of the images that the student takes, in pixels, as a number or (rows, columns). Position
+            embeddings are interpolated (`resized_positions`). The image processor has a size of its own: set it, too.
+        patch_size: of the student's patches, in pixels, as a number or (rows, columns); larger ones are fewer tokens.
+            The projection is resized (`resized_patch_kernel`) and position embeddings are interpolated.
+        distillation_token: make a DeiTForImageClassificationWithTeacher of a ViT or DeiT, with every layer kept and
+            the second head starting as the first (`with_distillation_token`).
         seed: of the fresh parts; torch's global generator is then left as it was. By default it draws them.
         config: further fields of the configuration to replace, by their own names. Layers that would behave unlike
             the ones they come from are then copied all the same.
 
     Raises:
-        TypeError: `teacher` is not a PreTrainedModel (merge a PeftModel first), or `layers` is of a wrong type.
+        TypeError: `teacher` is not a PreTrainedModel (merge a PeftModel first), or `layers` or a size in pixels is of
+            a wrong type.
         ValueError: the family has no single stack of equal layers, the depth or the sizes do not fit, or a chosen
             layer would behave differently in its new place (another kind of attention, a scale that grows with depth).
     """
     anatomy = _checked(teacher)
+    teacher, doubled = with_distillation_token(teacher) if distillation_token else (teacher, ())
     chosen = _chosen_layers(layers, num_layers, anatomy.depth)
     if chosen != tuple(range(anatomy.depth)) and anatomy.family != _SHARED_LAYERS:
         encoder_layers(teacher)  # raises where there is no list of equal layers to choose from
-    asked = {"width": hidden_size, "intermediate": intermediate_size, "heads": num_attention_heads}
-    sizes = {size: value for size, value in asked.items() if value is not None}
-    student_config = _student_config(teacher, chosen, sizes, config or {})
-    # Inside a CPU context, so that one generator, which is given back, decides every fresh value.
-    with torch.random.fork_rng(devices=[], enabled=seed is not None), torch.device("cpu"):
-        if seed is not None:
-            torch.default_generator.manual_seed(seed)
-        student: PreTrainedModel = type(teacher)(student_config)
-    if teacher.can_generate():
-        student.generation_config = copy.deepcopy(teacher.generation_config)
-    twins = _twins(student, teacher, chosen)
-    differences = _differences(student, teacher, twins)
+    sizes = _given({"width": hidden_size, "intermediate": intermediate_size, "heads": num_attention_heads})
+    pixels = _given({"image_size": image_size, "patch_size": patch_size})
+    student = _built(teacher, student_config(teacher, chosen, sizes, pixels, config or {}), seed)
+    twins, remade = _twins(student, teacher, chosen), _for_new_patches(student, teacher)
+    differences = _differences(student, teacher, twins, remade)
     if differences and not sizes and not config:
         raise ValueError(
             f"a copied layer would behave differently in the student: {next(iter(differences.values()))}. Choose "
             "layers whose kind fits their new place, or say in `config` how the student's layers should be."
         )
-    _NOTES[student] = note = StudentNote(chosen, *_copy(student, teacher, twins, tuple(differences) if sizes else ()))
-    told = str(note).splitlines() + ([] if sizes else list(differences.values()))
-    more = f"; and {len(told) - 4} more, print(describe_student(student)) names all" if len(told) > 4 else ""
-    logger.log(logging.WARNING if len(told) > 1 else logging.INFO, "student_from: %s%s", "; ".join(told[:4]), more)
+    note = _copy(student, teacher, twins, remade, tuple(differences) if sizes else ())
+    note = replace(note, layers=chosen, doubled=tuple(name for name in doubled if name in note.copied))
+    _NOTES[student] = note
+    _tell(note, () if sizes else tuple(differences.values()))
     student.eval()  # type: ignore[no-untyped-call]
     return student
 
@@ -136,6 +151,29 @@ def describe_student(student: nn.Module) -> StudentNote:
             "where its weights come from is not saved with it."
         )
     return _NOTES[student]
+
+
+def _given(sizes: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: size for name, size in sizes.items() if size is not None}
+
+
+def _built(teacher: PreTrainedModel, config: PreTrainedConfig, seed: int | None) -> PreTrainedModel:
+    """A fresh model of the teacher's class."""
+    # Inside a CPU context, so that one generator, which is given back, decides every fresh value.
+    with torch.random.fork_rng(devices=[], enabled=seed is not None), torch.device("cpu"):
+        if seed is not None:
+            torch.default_generator.manual_seed(seed)
+        student: PreTrainedModel = type(teacher)(config)
+    if teacher.can_generate():
+        student.generation_config = copy.deepcopy(teacher.generation_config)
+    return student
+
+
+def _tell(note: StudentNote, differences: Sequence[str]) -> None:
+    told = [*str(note).splitlines(), *differences]
+    more = f"; and {len(told) - 4} more, print(describe_student(student)) names all" if len(told) > 4 else ""
+    level = logging.WARNING if note.fresh or note.left_out or differences else logging.INFO
+    logger.log(level, "student_from: %s%s", "; ".join(told[:4]), more)
 
 
 def _checked(teacher: Any) -> Anatomy:
@@ -160,7 +198,8 @@ def _checked(teacher: Any) -> Anatomy:
         if holds:
             raise ValueError(
                 f"student_from cannot cut {type(teacher).__name__} ({anatomy.family}): {reason}. Otherwise build the "
-                "student by hand from a smaller configuration."
+                "student by hand, from a smaller configuration of the family or of another one that sees the same "
+                "inputs, and pass it to DistillationTrainer as model."
             )
     return anatomy
 
@@ -207,86 +246,6 @@ def _mapped_layers(rule: LayerMap, student_depth: int, depth: int) -> tuple[int,
     return tuple(layer - 1 for _, layer in pairs)
 
 
-def _student_config(
-    teacher: PreTrainedModel, chosen: Sequence[int], sizes: Mapping[str, int], overrides: Mapping[str, Any]
-) -> PreTrainedConfig:
-    """The teacher's configuration with the chosen layers, the new sizes and, last, the overrides."""
-    fields, values = size_fields(teacher.config), teacher.config.to_dict()
-    replaced = {teacher.config.attribute_map.get(name, name): value for name, value in overrides.items()}
-    if taken := {fields[size] for size in ("depth", *sizes) if size in fields} & replaced.keys():
-        raise ValueError(f"`config` sets {sorted(taken)}, which arguments of student_from set; give each size once.")
-    if unknown := sorted(replaced.keys() - values.keys()):
-        raise ValueError(
-            f"`config` sets {unknown}, which a {type(teacher.config).__name__} does not have; it has {sorted(values)}."
-        )
-    values = _with_layers(values, fields, chosen)
-    if sizes:
-        values |= _resized(values, fields, sizes, replaced)
-    values |= replaced
-    values.pop("true_hidden_size", None)  # MobileBERT works it out from the other sizes, unless it is given
-    values["attn_implementation"] = teacher.config._attn_implementation
-    return type(teacher.config)(**values)
-
-
-def _with_layers(values: Mapping[str, Any], fields: Mapping[str, str], chosen: Sequence[int]) -> dict[str, Any]:
-    """Cut every list with one entry per layer (layer_types and its kin), so that the chosen layers keep theirs."""
-    depth, known = values[fields["depth"]], {"attention_window", *fields.values()}
-    cut = {
-        name: [value[layer] for layer in chosen]
-        for name, value in values.items()
-        if isinstance(value, list) and len(value) == depth
-        # By name as well as by length: DeBERTa's pos_att_type may be as long as a small model is deep.
-        if "layer" in name or name.endswith("_types") or name in known
-    }
-    return {**values, **cut, fields["depth"]: len(chosen)}
-
-
-def _resized(
-    values: Mapping[str, Any], fields: Mapping[str, str], sizes: Mapping[str, int], overrides: Mapping[str, Any]
-) -> dict[str, Any]:
-    """The fields that change with the sizes asked for; sizes that they imply follow, unless they are overridden."""
-    for size, value in sizes.items():
-        if size not in fields or not isinstance(values[fields[size]], int | None) or value < 1:
-            raise ValueError(
-                f"student_from cannot set the {size} to {value}: it must be at least 1, and one number in the "
-                f"family's configuration, which has {values.get(fields.get(size, ''))}."
-            )
-    new = {fields[size]: value for size, value in sizes.items()}
-    old_width, old_heads = (values.get(fields.get(size, ""), 0) for size in ("width", "heads"))
-    width, heads = sizes.get("width", old_width), sizes.get("heads", old_heads)
-    inner = fields.get("intermediate", "")
-    if inner not in new and isinstance(values.get(inner), int):
-        new[inner] = max(1, round(values[inner] * width / old_width))
-    if values.get("pooler_hidden_size") == old_width:
-        new["pooler_hidden_size"] = width
-    if (groups := values.get("num_key_value_heads")) is not None:
-        groups = overrides.get("num_key_value_heads", heads if groups == old_heads else groups)
-        new["num_key_value_heads"] = groups
-        if heads % groups:
-            raise ValueError(
-                f"{heads} attention heads cannot share {groups} key-value heads evenly. Give another "
-                'num_attention_heads, or config={"num_key_value_heads": ...} a divisor of it.'
-            )
-    head_width = values.get("head_dim")
-    if head_width is not None and head_width * old_heads != old_width:
-        return new  # attention has a width of its own (Qwen3, Gemma), whatever the number of heads
-    split = values["intra_bottleneck_size"] if values.get("use_bottleneck") else width  # the former in MobileBERT
-    _refuse_uneven_heads(split, heads, "rope_parameters" in values)
-    return new if head_width is None else {**new, "head_dim": width // heads}
-
-
-def _refuse_uneven_heads(width: int, heads: int, rotary: bool) -> None:
-    even = 2 if rotary else 1  # rotary positions turn pairs of features
-    if width % (even * heads or 1):
-        counts = sorted((n for n in range(1, width + 1) if width % (even * n) == 0), key=lambda n: abs(n - heads))[:4]
-        below = width - width % (even * heads)
-        raise ValueError(
-            f"a width of {width} cannot be split over {heads} attention heads, each of the same{' even' * rotary} "
-            f"width. Nearest num_attention_heads that fit: {', '.join(map(str, counts)) or 'none'}; nearest "
-            f"hidden_size for {heads} heads: {f'{below}, ' if below else ''}{below + even * heads}."
-        )
-
-
 def _twins(student: PreTrainedModel, teacher: PreTrainedModel, chosen: Sequence[int]) -> dict[str, str]:
     """The name of each student module -> the name that the module it comes from has in the teacher."""
     anatomy = Anatomy.of(teacher)
@@ -303,32 +262,58 @@ def _twins(student: PreTrainedModel, teacher: PreTrainedModel, chosen: Sequence[
     return twins
 
 
-def _differences(student: PreTrainedModel, teacher: PreTrainedModel, twins: Mapping[str, str]) -> dict[str, str]:
+def _for_new_patches(student: PreTrainedModel, teacher: PreTrainedModel) -> dict[str, Tensor]:
+    """The teacher's tensors that hang on its patches, under its names, as they are for the student's patches."""
+    projection, grid, new_grid = patch_projection(teacher), Anatomy.of(teacher).grid, Anatomy.of(student).grid
+    if not projection or grid is None or new_grid is None:
+        return {}
+    source, held, kernel, remade = teacher.state_dict(), student.state_dict(), f"{projection}.weight", {}
+    rows, columns = held[kernel].shape[2:]
+    if source[kernel].shape[2:] != (rows, columns):
+        remade[kernel] = resized_patch_kernel(source[kernel], (rows, columns))
+    patches, new_patches = grid[0] * grid[1], new_grid[0] * new_grid[1]
+    for name, tensor in source.items() if grid != new_grid else ():
+        if name.endswith(".relative_position_bias_table"):
+            remade[name] = resized_bias_table(tensor, grid, new_grid)
+        elif "position_embedding" in name and tensor.shape[-2] - patches == held[name].shape[-2] - new_patches >= 0:
+            remade[name] = resized_positions(tensor, grid, new_grid)
+    return remade
+
+
+def _differences(
+    student: PreTrainedModel, teacher: PreTrainedModel, twins: Mapping[str, str], remade: Iterable[str]
+) -> dict[str, str]:
     """The student's modules inside layers that would not do what the module they come from does -> the difference."""
     found: dict[str, str] = {}
     theirs = dict(teacher.named_modules())
-    inside = [name for name in twins if any(part.isdigit() for part in name.split("."))]
+    known = {name.rpartition(".")[0] for name in remade}  # another size of table is what was asked for
+    inside = [name for name in twins if any(part.isdigit() for part in name.split(".")) and twins[name] not in known]
     for name, module, twin in ((name, student.get_submodule(name), theirs.get(twins[name])) for name in inside):
         if twin is None or nn.Identity in (type(module), type(twin)):
             continue  # ModernBERT has an Identity where later layers have a norm: the note tells of it
         now, before = plain_settings(module), plain_settings(twin)
+        other = (key for key in before if key not in _OF_IMAGES and now.get(key) != before[key])
         if type(module) is not type(twin):
             found[name] = f"{twins[name]} is a {type(twin).__name__}, {name} would be a {type(module).__name__}"
-        elif key := next((key for key in before if now.get(key) != before[key]), ""):
+        elif key := next(other, ""):
             found[name] = f"{key} is {before[key]!r} in {twins[name]} and would be {now.get(key)!r} in {name}"
     return found
 
 
 def _copy(
-    student: PreTrainedModel, teacher: PreTrainedModel, twins: Mapping[str, str], refused: Sequence[str]
-) -> tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...]]:
-    """Copy every module that fits and is not refused; the names copied, fresh, and left out on the teacher's side."""
+    student: PreTrainedModel,
+    teacher: PreTrainedModel,
+    twins: Mapping[str, str],
+    remade: Mapping[str, Tensor],
+    refused: Sequence[str],
+) -> StudentNote:
+    """Copy every module that fits and is not refused, with what was remade in place of the teacher's own tensors."""
     nn.Module.to(student, teacher.device)
-    source, held = teacher.state_dict(), student.state_dict()
+    source, held = {**teacher.state_dict(), **remade}, student.state_dict()
     module_of = {name: name.rpartition(".")[0] for name in (*source, *held)}
     origin = {name: twins[module_of[name]] + name[len(module_of[name]) :] for name in held}
     # Tied weights are one parameter under several names; named_parameters gives it once.
-    tensors: dict[str, torch.Tensor] = {**dict(student.named_parameters()), **dict(student.named_buffers())}
+    tensors: dict[str, Tensor] = {**dict(student.named_parameters()), **dict(student.named_buffers())}
     tensors = {name: tensor for name, tensor in tensors.items() if name in held}
     misfits = {
         module_of[name]
@@ -342,9 +327,12 @@ def _copy(
             tensor.data = source[origin[name]].detach().clone()
         elif tensor.is_floating_point():
             tensor.data = tensor.data.to(teacher.dtype)
+    fits = [name for name in tensors if module_of[name] not in misfits]
     left_out, chosen = sorted(source.keys() - set(origin.values())), set(twins.values())
-    return (
-        tuple(name for name in tensors if module_of[name] not in misfits),
-        tuple(name for name in tensors if module_of[name] in misfits),
-        tuple(name for name in left_out if module_of[name] in chosen),
+    return StudentNote(
+        layers=(),
+        copied=tuple(name for name in fits if origin[name] not in remade),
+        fresh=tuple(name for name in tensors if module_of[name] in misfits),
+        left_out=tuple(name for name in left_out if module_of[name] in chosen),
+        resized=tuple(name for name in fits if origin[name] in remade),
     )

@@ -1,9 +1,11 @@
-"""A teacher with a tokenizer of its own: columns with the prefix `teacher_` are its inputs of the same rows."""
+"""A teacher with inputs of its own: columns with the prefix `teacher_` are its tokens, or images, of the same rows."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
+
+from datasets import Dataset, IterableDataset
 
 from hfdistill.representations import SAMPLE_INDEX, TEACHER_PREFIX
 
@@ -67,3 +69,8 @@ def without_teachers(inputs: Mapping[str, Any], ours: Sequence[str], theirs: Seq
 def teacher_columns(theirs: Sequence[str]) -> tuple[str, ...]:
     """Columns of a data set that a teacher with these arguments may be given."""
     return (*theirs, *(f"{TEACHER_PREFIX}{name}" for name in theirs))
+
+
+def holds_own(dataset: object, name: str) -> bool:
+    """Whether a data set is known to hold a column of the teacher's own for its argument `name`."""
+    return isinstance(dataset, Dataset | IterableDataset) and TEACHER_PREFIX + name in (dataset.column_names or ())

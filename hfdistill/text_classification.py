@@ -7,12 +7,11 @@ nine GLUE tasks are known by name; any other data set needs its columns named.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -22,29 +21,21 @@ from transformers import (
     AutoModelForSequenceClassification,
     AutoTokenizer,
     DataCollatorWithPadding,
-    PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
-    set_seed,
 )
 
-from hfdistill.anatomy import Anatomy, dropout_fields
+from hfdistill.anatomy import Anatomy
 from hfdistill.arguments import DistillationTrainingArguments
+from hfdistill.classification import Classification, ClassificationData, Inputs, distil_classifier
 from hfdistill.compatibility import check_tokenizers
-from hfdistill.configuration import as_objective
-from hfdistill.experiment import CONTROL, Array, Comparison, Experiment, Metrics
-from hfdistill.glue import GlueTask, accuracy, load_metric, load_task, metrics, task_named
-from hfdistill.losses import TaskLoss
-from hfdistill.objective import Objective
-from hfdistill.run_record import finished_seconds, plain_arguments, rows_digest, run_key, write_record
-from hfdistill.students import student_from
-from hfdistill.trainer import DistillationTrainer
-
-logger = logging.getLogger(__name__)
+from hfdistill.evaluation import Array
+from hfdistill.experiment import Comparison, Metrics
+from hfdistill.glue import HUB_DATASET, GlueTask, accuracy, load_metric, load_task, metrics, task_named
 
 
 @dataclass
-class TextClassification:
+class TextClassification(Classification):
     """What to distil; the training itself is described by DistillationTrainingArguments.
 
     Args:
@@ -53,45 +44,23 @@ class TextClassification:
         dataset: hub name or folder of a data set of one's own, with the splits train and validation.
         text_columns: one column, or the two of a pair, of a data set of one's own.
         label_column: its label; a ClassLabel, integers, or numbers for regression.
-        teacher: folder or hub name of a fine-tuned classifier.
-        teacher_body: folder or hub name of a model to fine-tune into the teacher first, where `teacher` is not given.
-        teacher_epochs: epochs of that fine-tuning, on all training rows.
-        teacher_learning_rate: learning rate of that fine-tuning.
-        student: folder or hub name of the student; without it the student is cut from the teacher.
-        student_layers: number of layers of a student that is cut from the teacher.
-        student_layer_choice: which of the teacher's layers it gets: uniform, first, last, distilbert.
-        student_hidden_size: width of the student; another than the teacher's means fresh weights.
-        student_dropout: every dropout of the student, 0 to 1; None keeps what its configuration says. Matching a
-            teacher that runs without dropout is a regression, which 0 makes easier.
-        train_rows: train on this many rows, drawn at random; None for all.
         max_length: tokens per row; None: 64 for a sentence, 128 for a pair.
-        arms: "control" and presets, or names of `objectives`.
-        objectives: further arms by name, as mappings (in a configuration file).
-        seeds: one run each.
+
+    Teacher, student and arms are described as `Classification` says.
 
     Raises:
         ValueError: what is given does not describe a task, a teacher or a student.
     """
+
+    task_tag: ClassVar[str] = "text-classification"
+    auto_model: ClassVar[Any] = AutoModelForSequenceClassification
 
     task: str | None = field(default=None, metadata={"help": "One of the nine GLUE tasks."})
     data_dir: str | None = field(default=None, metadata={"help": "Folder of parquet files; else the hub."})
     dataset: str | None = field(default=None, metadata={"help": "Hub name or folder of a data set of your own."})
     text_columns: list[str] = field(default_factory=list, metadata={"help": "Its text column, or a pair's two."})
     label_column: str = field(default="label", metadata={"help": "Its label column."})
-    teacher: str | None = field(default=None, metadata={"help": "Folder or hub name of a fine-tuned classifier."})
-    teacher_body: str | None = field(default=None, metadata={"help": "What to fine-tune into the teacher first."})
-    teacher_epochs: float = field(default=3.0, metadata={"help": "Epochs of that fine-tuning."})
-    teacher_learning_rate: float = field(default=5e-5, metadata={"help": "Learning rate of that fine-tuning."})
-    student: str | None = field(default=None, metadata={"help": "Folder or hub name; else cut from the teacher."})
-    student_layers: int | None = field(default=None, metadata={"help": "Layers of a student cut from the teacher."})
-    student_layer_choice: str = field(default="uniform", metadata={"help": "uniform, first, last or distilbert."})
-    student_hidden_size: int | None = field(default=None, metadata={"help": "Width of the student."})
-    student_dropout: float | None = field(default=None, metadata={"help": "Dropout of the student; None: as it is."})
-    train_rows: int | None = field(default=None, metadata={"help": "Train on this many rows; None for all."})
     max_length: int | None = field(default=None, metadata={"help": "Tokens per row; None: 64, or 128 for a pair."})
-    arms: list[str] = field(default_factory=lambda: [CONTROL, "kd"], metadata={"help": "control and presets."})
-    objectives: dict[str, Any] = field(default_factory=dict, metadata={"help": "Further arms (configuration files)."})
-    seeds: list[int] = field(default_factory=lambda: [0], metadata={"help": "One run each."})
 
     def __post_init__(self) -> None:
         """Check what can be checked before anything is loaded."""
@@ -102,19 +71,7 @@ class TextClassification:
                 "say what to train on: task=..., one of the GLUE tasks, or dataset=... with text_columns=[...] for "
                 "data of your own."
             )
-        if self.teacher is None and self.teacher_body is None:
-            raise ValueError(
-                "a teacher is needed: teacher=... (a fine-tuned classifier), or teacher_body=... (a model that is "
-                "fine-tuned into one first)."
-            )
-        if self.student is None and self.student_layers is None and self.student_hidden_size is None:
-            raise ValueError(
-                "say what the student is: student=... (a folder or hub name), or student_layers=... and "
-                "student_hidden_size=... to cut it from the teacher."
-            )
-        for arm in self.arms:  # a misspelt arm must not fail after the teacher's fine-tuning
-            if arm != CONTROL:
-                as_objective(self.objectives.get(arm, arm))
+        super().__post_init__()
 
     @property
     def glue(self) -> GlueTask | None:
@@ -133,34 +90,28 @@ def distil_text_classifier(recipe: TextClassification, args: DistillationTrainin
         ValueError: columns, labels, teacher and student do not fit together.
     """
     rows = load_rows(recipe)
-    source = recipe.teacher or recipe.teacher_body
-    tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(source)
+    tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(recipe.source)
     if recipe.student is not None:
         check_tokenizers(AutoTokenizer.from_pretrained(recipe.student), tokenizer)
-    models = [str(name) for name in (source, recipe.student) if name is not None]
+    models = [name for name in (recipe.source, recipe.student) if name is not None]
     token_types = any("token_type_ids" in Anatomy.of(_architecture(name)).input_names for name in models)
-    tokenized = tokenize(rows, recipe, tokenizer, token_types)
+    with args.main_process_first(local=False, desc="tokenizing"):  # the others take it from the cache
+        tokenized = tokenize(rows, recipe, tokenizer, token_types)
     collator = DataCollatorWithPadding(tokenizer)
-    teacher = _teacher(recipe, args, tokenized, tokenizer, collator)
+    inputs = Inputs(tokenizer, collator, collator)
     metric, measured, resampled = _metrics(recipe, tokenized["train"])
-    experiment = Experiment(
-        teacher=teacher,
-        make_student=lambda: _student(recipe, teacher),
-        arguments=args,
-        train_dataset=_training_rows(recipe, tokenized["train"]),
+    data = ClassificationData(
+        train=tokenized["train"],
         evaluation={split: _by_length(tokenized[split]) for split in tokenized if split != "train"},
-        data_collator=collator,
-        processing_class=tokenizer,
+        student=inputs,
+        teacher=inputs,
+        labels=_labels(recipe, tokenized["train"]),
         metrics=measured,
         metric=metric,
         resampled=resampled,
-        output_dir=str(args.output_dir),
+        record=_record(recipe),
     )
-    arms = {arm: None if arm == CONTROL else recipe.objectives.get(arm, arm) for arm in recipe.arms}
-    comparison = experiment.run(arms, recipe.seeds)
-    comparison.protocol["recipe"] = vars(recipe)
-    comparison.save(str(args.output_dir))
-    return comparison
+    return distil_classifier(recipe, args, data)
 
 
 def load_rows(recipe: TextClassification) -> DatasetDict:
@@ -215,12 +166,6 @@ def tokenize(
     )
 
 
-def _training_rows(recipe: TextClassification, rows: Dataset) -> Dataset:
-    if recipe.train_rows is None or recipe.train_rows >= len(rows):
-        return rows
-    return rows.shuffle(seed=0).select(range(recipe.train_rows))
-
-
 def _by_length(rows: Dataset) -> Dataset:
     """The same rows, short ones first: no figure depends on their order, and batches hold less padding."""
     return rows.select(np.argsort([len(ids) for ids in rows["input_ids"]], kind="stable"))
@@ -245,89 +190,26 @@ def _is_regression(rows: Dataset) -> bool:
     return not isinstance(feature, ClassLabel) and feature.dtype.startswith("float")
 
 
-def _labels(recipe: TextClassification, rows: Dataset) -> dict[str, Any]:
-    """The head's configuration: number and names of the classes."""
+def _labels(recipe: TextClassification, rows: Dataset) -> list[str]:
+    """Names of the classes, by index; none for regression."""
     if _is_regression(rows):
-        return {"num_labels": 1, "problem_type": "regression"}
+        return []
     feature = rows.features["labels"]
     classes = sorted(set(rows["labels"]))
     known = feature.names if isinstance(feature, ClassLabel) else recipe.glue.label_names if recipe.glue else ()
-    names = list(known) or [str(name) for name in classes]
     if not known and classes != list(range(len(classes))):
         raise ValueError(
             f"labels must be whole numbers from 0 on, or a ClassLabel, got {classes[:8]}. A class is the index of a "
             "logit; cast the column: dataset.class_encode_column(...)."
         )
-    return {"id2label": dict(enumerate(names)), "label2id": {name: index for index, name in enumerate(names)}}
+    return list(known) or [str(name) for name in classes]
 
 
-def _teacher(
-    recipe: TextClassification, args: DistillationTrainingArguments, rows: DatasetDict, tokenizer: Any, collator: Any
-) -> PreTrainedModel:
-    """The fine-tuned teacher, loaded; or trained, saved below output_dir, and found there again by a later run."""
-    if recipe.teacher is not None:
-        return _load(recipe.teacher, args)
-    folder = Path(str(args.output_dir)) / "teacher"
-    training = replace(
-        args,
-        output_dir=str(folder),
-        num_train_epochs=recipe.teacher_epochs,
-        learning_rate=recipe.teacher_learning_rate,
-        max_steps=-1,
-        save_strategy="no",
-    )
-    set_seed(args.seed)
-    head = _labels(recipe, rows["train"])  # of another task's head the body is kept, and the head made anew
-    teacher = _load(str(recipe.teacher_body), args, ignore_mismatched_sizes=True, **head)
-    description = {"arguments": plain_arguments(training), "seed": args.seed}
-    key = run_key(teacher, {}, rows_digest(rows["train"]), description)
-    if finished_seconds(folder, key) is not None:
-        logger.info("taking the teacher that an earlier run fine-tuned: %s", folder)
-        return _load(str(folder), args)
-    trainer = DistillationTrainer(
-        model=teacher,
-        args=training,
-        objective=Objective(task=TaskLoss()),
-        train_dataset=rows["train"],
-        data_collator=collator,
-        processing_class=tokenizer,
-    )
-    seconds = trainer.train().metrics["train_runtime"]
-    trainer.save_model(str(folder))
-    write_record(folder, key, seconds)
-    return _load(str(folder), args)  # the trained object stays wrapped in mixed precision
-
-
-def _student(recipe: TextClassification, teacher: PreTrainedModel) -> PreTrainedModel:
-    if recipe.student is not None:
-        config = {"id2label": teacher.config.id2label, "label2id": teacher.config.label2id}
-        dropout = _dropout(recipe, AutoConfig.from_pretrained(recipe.student))
-        model: PreTrainedModel = AutoModelForSequenceClassification.from_pretrained(
-            recipe.student, dtype=torch.float32, **config, **dropout
-        )
-        return model
-    student = student_from(
-        teacher,
-        num_layers=recipe.student_layers,
-        layers=recipe.student_layer_choice,
-        hidden_size=recipe.student_hidden_size,
-        config=_dropout(recipe, teacher.config) or None,
-    )
-    student.to(dtype=torch.float32)  # type: ignore[call-arg]  # a teacher in half precision, a student in full
-    return student
-
-
-def _dropout(recipe: TextClassification, config: PreTrainedConfig) -> dict[str, float]:
-    if recipe.student_dropout is None:
-        return {}
-    return dict.fromkeys(dropout_fields(config), recipe.student_dropout)
-
-
-def _load(name: str, args: DistillationTrainingArguments, **config: Any) -> PreTrainedModel:
-    model: PreTrainedModel = AutoModelForSequenceClassification.from_pretrained(
-        name, dtype=args.teacher_dtype, **config
-    )
-    return model
+def _record(recipe: TextClassification) -> dict[str, str]:
+    if recipe.task is not None:
+        return {"name": HUB_DATASET, "config": recipe.task}
+    name = str(recipe.dataset)
+    return {"name": Path(name).name if Path(name).exists() else name}  # a path says nothing on another machine
 
 
 def _architecture(name: str) -> PreTrainedModel:

@@ -10,13 +10,13 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainingArguments
+from transformers import ImageProcessingMixin, PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainingArguments
 
 from hfdistill.anatomy import Anatomy
 from hfdistill.arguments import DistillationSettings
@@ -24,21 +24,24 @@ from hfdistill.attachment import SUBMODULE, Attachment, Request, task_loss_of
 from hfdistill.compatibility import check_arguments, check_dataset, check_optimizer
 from hfdistill.configuration import as_objective
 from hfdistill.freezing import LayerFreezing
+from hfdistill.item_counts import ItemCounts
 from hfdistill.losses.bilevel import BilevelLoss
 from hfdistill.meta_gradient import add_meta_gradients, meta_gradients
 from hfdistill.mixup import MixedBatch, evaluated_logits
+from hfdistill.model_inputs import ModelInputs
 from hfdistill.objective import Objective
 from hfdistill.objective_state import load_objective, save_objective
-from hfdistill.observation import observed_terms
-from hfdistill.pairing import bind_objective, check_run, check_same_tokens, prepare_ddp, settled_teacher
+from hfdistill.observation import observed_task_loss, observed_terms
+from hfdistill.pairing import bind_objective, check_mixing, check_run, paired_inputs, prepare_ddp, settled_teacher
 from hfdistill.perturbation import found_shift, shifted_embeddings
+from hfdistill.pixels import explained_shapes
 from hfdistill.representations import SAMPLE_INDEX, Batch, Representations
 from hfdistill.sample_index import class_labels, indexed_rows
 from hfdistill.schedules import Constant
 from hfdistill.student_state import restore_renamed
-from hfdistill.teacher_tokens import teacher_columns, without_teachers
-from hfdistill.teacher_watch import TeacherWatch
-from hfdistill.teachers import FrozenTeacher, Teacher
+from hfdistill.teacher_tokens import teacher_columns
+from hfdistill.teachers import Teacher
+from hfdistill.teaching import Teaching
 from hfdistill.term_averages import TermAverages
 
 
@@ -51,8 +54,9 @@ class DistillationTrainer(Trainer):
         teacher: a model (it will be frozen), a folder or hub name, or anything with the Teacher protocol. None is for
             objectives that need no teacher: the student without distillation.
         objective: an Objective, a preset's name ("kd", "tinybert"), or a mapping as in a configuration file.
-        teacher_processing_class: the teacher's tokenizer, to verify that both models read the same ids; loaded with a
-            teacher that is given by name.
+        teacher_processing_class: the teacher's tokenizer, to verify that both models read the same ids; or its image
+            processor, to give it the student's images as it was made for them. Loaded with a teacher that is given by
+            name.
         trainer_arguments: everything else that Trainer takes.
 
     Raises:
@@ -70,11 +74,13 @@ class DistillationTrainer(Trainer):
         *,
         teacher: PreTrainedModel | nn.Module | str | Teacher | None = None,
         objective: Objective | str | Mapping[str, Any] = "kd",
-        teacher_processing_class: PreTrainedTokenizerBase | None = None,
+        teacher_processing_class: PreTrainedTokenizerBase | ImageProcessingMixin | None = None,
         **trainer_arguments: Any,
     ) -> None:
         super().__init__(model=model, args=args, **trainer_arguments)
         self.model_accepts_loss_kwargs = False  # else the loss would be scaled by accumulation and by world size
+        if not self.label_names and not self.can_return_loss:
+            self.label_names = ["labels"]  # a forward without labels (DeiT with two heads) names none
         self.settings = DistillationSettings.of(self.args)
         self.objective: Objective = as_objective(objective)
         prepare_ddp(self.accelerator, self.args, self.objective)
@@ -84,20 +90,21 @@ class DistillationTrainer(Trainer):
         self.teacher = settled_teacher(teacher, self.student, self.settings.teacher_dtype)
         self._losses_as_given = copy.deepcopy(self.objective.losses) if self.model_init is not None else None
         self._bind()
-        mixup, sharded = self.settings.uncertainty_mixup, self.is_fsdp_enabled or self.is_deepspeed_enabled
-        check_run(self.args, self.objective, self.student_anatomy, self.teacher, mixup, sharded)
-        if self.teacher is not None and self.objective.same_tokens:
-            ours, theirs = self.student_anatomy, self.teacher.anatomy
-            check_same_tokens(ours, theirs, self.processing_class, teacher_processing_class, teacher)
+        given = (self.processing_class, teacher_processing_class, teacher)
+        conversion = paired_inputs(
+            self.student, self.student_anatomy, self.teacher, self.objective, self.train_dataset, *given
+        )
+        self._teaching = Teaching(self.teacher, conversion)
+        check_run(self.args, self.objective, self.is_fsdp_enabled or self.is_deepspeed_enabled)
+        mixing = self.settings.image_mixing or self.settings.uncertainty_mixup
+        check_mixing(mixing, self.objective, self.student_anatomy, self.teacher, self.compute_loss_func)
         if self.objective.staged:
             self.add_callback(LayerFreezing(self.student, self.objective))
         self._attachment: Attachment | None = None
-        self._totals: Tensor | None = None  # valid items of each loss in this update, over accumulation and processes
-        self._micro_steps = 1
+        self._counts = ItemCounts(self.accelerator)
         self._last_progress = 0.0  # of the last loss; when it is logged, the step that it led to is already counted
         self._train_terms = TermAverages(lambda values: self.accelerator.reduce(values, reduction="mean"))
         self._eval_terms = TermAverages(lambda values: self.accelerator.reduce(values, reduction="mean"))
-        self._watch = TeacherWatch()
 
     @property
     def student(self) -> nn.Module:
@@ -116,22 +123,28 @@ class DistillationTrainer(Trainer):
         num_items_in_batch: Tensor | int | None = None,
     ) -> Any:
         """The objective's weighted sum in training, the task loss in evaluation; see Trainer.compute_loss."""
+        if not model.training and (self._inputs.with_labels or self.compute_loss_func is not None):
+            return super().compute_loss(model, self._inputs.labelled(inputs), return_outputs, num_items_in_batch)
         if not model.training:
-            return super().compute_loss(model, self._student_inputs(inputs), return_outputs, num_items_in_batch)
+            output = model(**self._inputs.of_student(inputs))
+            loss = observed_task_loss(output, self._batch(inputs))
+            return (loss, output) if return_outputs else loss
         task_loss = task_loss_of(self.compute_loss_func)
         with self._attached() as attachment, ExitStack() as passing:
             mixed = self._mixed(inputs)
             if mixed is not None:
-                inputs, task_loss = mixed.inputs, task_loss or mixed.task_loss_function()
+                inputs = mixed.inputs
                 passing.enter_context(mixed.embeddings(self.student))
-            batch, student_inputs = self._batch(inputs), self._student_inputs(inputs)
+            batch, student_inputs = self._batch(inputs, mixed), self._inputs.of_student(inputs)
             taught = self._teach(inputs, batch, mixed)
-            request = Request(taught, batch, self._scales(batch) if mixed is None else None, task_loss)
+            fewer_rows = self.settings.uncertainty_mixup is not None
+            scales = None if fewer_rows else self._counts.scales(self.objective, batch)
+            request = Request(taught, batch, scales, task_loss)
             if self.settings.embedding_perturbation:
                 student = self.accelerator.unwrap_model(model)  # autograd.grad must not go through DDP
                 shift = found_shift(student, student_inputs, attachment, request, self.settings.embedding_perturbation)
                 passing.enter_context(shifted_embeddings(self.student, shift))
-            with attachment.request(request):
+            with attachment.request(request), explained_shapes(self.student, student_inputs, "student"):
                 output, result = model(**student_inputs)
         self._train_terms.add(result.terms)
         self._last_progress = batch.progress
@@ -150,9 +163,7 @@ class DistillationTrainer(Trainer):
         """Count the valid items of each loss over the micro-batches of an update; see Trainer.get_batch_samples."""
         samples, items = super().get_batch_samples(epoch_iterator, num_batches, device)
         if samples:
-            totals = self.objective.counts(self._batch(inputs) for inputs in samples).to(device)
-            self._totals = self.accelerator.reduce(totals, reduction="sum")
-            self._micro_steps = len(samples)
+            self._counts.begin(self.objective, (self._batch(inputs) for inputs in samples), device)
         return samples, items
 
     def prediction_step(
@@ -166,9 +177,12 @@ class DistillationTrainer(Trainer):
         inputs = self._prepare_inputs(inputs)
         if self.settings.eval_objective:
             self._observe(inputs)
-        step: tuple[Tensor | None, Tensor | None, Tensor | None] = super().prediction_step(
-            model, self._student_inputs(inputs), prediction_loss_only, ignore_keys
-        )
+        if ignore_keys is None and self.student_anatomy.distillation_head:
+            ignore_keys = ["cls_logits", "distillation_logits"]  # predictions are the answer, the mean of both
+        with explained_shapes(self.student, inputs, "student"):
+            step: tuple[Tensor | None, Tensor | None, Tensor | None] = super().prediction_step(
+                model, self._inputs.labelled(inputs), prediction_loss_only, ignore_keys
+            )
         return step
 
     def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
@@ -182,7 +196,7 @@ class DistillationTrainer(Trainer):
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Add `loss/<name>` (and `weight/<name>` where it is scheduled) to the training log."""
         if "loss" in logs:
-            self._watch.check()
+            self._teaching.watch.check()
             logs.update(self._train_terms.pop("loss/"))
             weights = self.objective.weights(self._last_progress)
             fixed = {name for name in weights if isinstance(self.objective[name].weight, Constant)}
@@ -226,7 +240,7 @@ class DistillationTrainer(Trainer):
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Save the student; checkpoints get the objective's trainable parts beside it."""
-        self._watch.check()
+        self._teaching.watch.check()
         super().save_model(output_dir, _internal_call)
         checkpoint = Path(output_dir) if _internal_call and output_dir and self.args.should_save else None
         if checkpoint is not None and checkpoint.name.startswith("checkpoint-"):
@@ -255,62 +269,39 @@ class DistillationTrainer(Trainer):
         read = () if self.teacher is None else teacher_columns(self.teacher.anatomy.input_names)
         columns.extend(name for name in (SAMPLE_INDEX, *read) if name not in columns)
 
-    def _batch(self, inputs: Mapping[str, Any]) -> Batch:
-        batch = Batch.of(inputs, self._label_name(), self._progress())
-        batch.label_smoothing = self.args.label_smoothing_factor
-        return batch
-
-    def _label_name(self) -> str:
-        return self.label_names[0] if self.label_names else "labels"
+    def _batch(self, inputs: Mapping[str, Any], mixed: MixedBatch | None = None) -> Batch:
+        return self._inputs.batch(inputs, self._progress(), mixed)
 
     def _progress(self) -> float:
         return min(self.state.global_step / max(self.state.max_steps, 1), 1.0)
 
-    def _student_inputs(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
-        theirs = () if self.teacher is None else self.teacher.anatomy.input_names
-        return without_teachers(inputs, self.student_anatomy.input_names, theirs)
-
     def _mixed(self, inputs: Mapping[str, Any]) -> MixedBatch | None:
-        """The rows that the student is least sure of, mixed with others, if the run asks for it."""
-        if self.settings.uncertainty_mixup is None:
-            return None
-        known = {name: value for name, value in self._student_inputs(inputs).items() if name not in self.label_names}
-        with self.accelerator.autocast():
-            logits = evaluated_logits(self.student, known)
-        mix = self.settings.uncertainty_mixup.choose(logits, self._batch(inputs).mask)
-        return MixedBatch.of(inputs, mix, self._label_name())
+        """The batch mixed as the run asks: its images, or the rows that the student is least sure of."""
+        images, rows = self.settings.image_mixing, self.settings.uncertainty_mixup
+        mix = None if images is None else images.draw(inputs["pixel_values"])
+        if rows is not None:
+            with self.accelerator.autocast():
+                logits = evaluated_logits(self.student, self._inputs.of_student(inputs, labels=False))
+            mix = rows.choose(logits, self._batch(inputs).mask)
+        return None if mix is None else MixedBatch.of(inputs, mix, self._inputs.label_name)
 
     def _teach(self, inputs: Mapping[str, Any], batch: Batch, mixed: MixedBatch | None = None) -> Representations:
         _, needs = self.objective.needs(batch.progress)
-        if self.teacher is None or not needs:
-            return Representations()
-        theirs = self.teacher.model if isinstance(self.teacher, FrozenTeacher) else None
-        mixing = nullcontext() if mixed is None or theirs is None else mixed.embeddings(theirs)
-        with self.accelerator.autocast(), mixing:
-            shown = self.teacher.represent(inputs, needs)
-        self._watch.look(shown, self.state.global_step)
-        return shown
-
-    def _scales(self, batch: Batch) -> Tensor | None:
-        """How much each loss of this micro-batch counts, so that the update is the mean over all valid items."""
-        if self._totals is None:
-            return None
-        counts = self.objective.counts([batch]).to(self._totals)
-        scales: Tensor = counts * self._micro_steps * self.accelerator.num_processes / self._totals.clamp(min=1.0)
-        return scales
+        with self.accelerator.autocast():
+            return self._teaching.show(inputs, needs, mixed, self.state.global_step)
 
     def _learn_to_teach(self, loss: BilevelLoss, inputs: dict[str, Any]) -> None:
         batch = self._batch(inputs)
         taught, rate = self._teach(inputs, batch), self._get_learning_rate()
         with self.accelerator.autocast():
-            gradients = meta_gradients(self.student, loss, self._student_inputs(inputs), taught, batch, rate)
+            gradients = meta_gradients(self.student, loss, self._inputs.of_student(inputs), taught, batch, rate)
         scale = 1.0 if self.accelerator.scaler is None else self.accelerator.scaler.get_scale()
-        share = scale / self._micro_steps
+        share = scale / self._counts.micro_steps
         add_meta_gradients(loss, gradients, lambda own: self.accelerator.reduce(own, reduction="mean") * share)
 
     def _observe(self, inputs: Mapping[str, Any]) -> None:
         """Evaluate every term on one batch, for `eval_loss/<name>`."""
-        batch, own = self._batch(inputs), self._student_inputs(inputs)
+        batch, own = self._batch(inputs), self._inputs.of_student(inputs)
         self.objective.to(self.args.device)
         if self.teacher is not None:
             self.teacher.prepare(self.args.device)
@@ -321,11 +312,13 @@ class DistillationTrainer(Trainer):
 
     def _bind(self) -> None:
         """Resolve layer maps and build trainable parts, before any optimizer exists."""
+        theirs = None if self.teacher is None else self.teacher.anatomy
+        self._inputs = ModelInputs(self.student_anatomy, theirs, self.label_names, self.args.label_smoothing_factor)
         bind_objective(self.objective, self.student, self.student_anatomy, self.teacher)
         if self.objective.indexed:
             rows: Any = indexed_rows(self.train_dataset)
             self.train_dataset = rows
-            self.objective.bind_data(len(rows), class_labels(rows, self._label_name()))
+            self.objective.bind_data(len(rows), class_labels(rows, self._inputs.label_name))
 
     @contextmanager
     def _attached(self) -> Iterator[Attachment]:

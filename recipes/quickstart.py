@@ -130,7 +130,7 @@ def main() -> None:
     comparison = compare(teacher, rows, words, folder)
     comparison.save(folder)
     print(f"\n{comparison.table()}\n")
-    use(comparison.folders["tinybert"])
+    use(comparison.folders["tinybert"][-1])
 
 
 if __name__ == "__main__":

@@ -13,13 +13,12 @@ TrainingArguments is accepted; rows are grouped by length, with dynamic padding,
 otherwise. Results: <output_dir>/results.json and results.md; students in <output_dir>/<arm>/seed-<seed>.
 """
 
-from hfdistill import distil_text_classifier, parse_recipe
+from hfdistill import run_recipe
 
 
 def main() -> None:
     """Parse the command line, or one configuration file, and run."""
-    recipe, args = parse_recipe()
-    print(distil_text_classifier(recipe, args).table())
+    print(run_recipe().table())
 
 
 if __name__ == "__main__":

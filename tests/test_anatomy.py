@@ -1,11 +1,25 @@
 """Anatomy: sizes and layers of every family are read right, and what cannot be read is refused with advice."""
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 from torch import nn
-from toy_models import FAMILIES, image_inputs, toy_albert, toy_bert, toy_resnet, toy_swin, toy_t5, with_lora
+from toy_models import (
+    FAMILIES,
+    STAGES,
+    image_inputs,
+    toy_albert,
+    toy_bert,
+    toy_deit,
+    toy_resnet,
+    toy_swin,
+    toy_t5,
+    toy_vit,
+    with_lora,
+)
+from transformers import EfficientNetConfig, EfficientNetForImageClassification, PreTrainedModel
 
 from hfdistill.anatomy import (
     Anatomy,
@@ -16,6 +30,7 @@ from hfdistill.anatomy import (
     encoder_layers,
     first_layer,
 )
+from hfdistill.vision_stages import Window
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -37,13 +52,50 @@ def test_sizes_are_the_configured_ones(family: str) -> None:
 def test_a_classifier_for_images_without_attention() -> None:
     """ResNet has stages instead of layers, and nothing that attention losses could look at."""
     anatomy = Anatomy.of(toy_resnet())
-    assert (anatomy.depth, anatomy.heads, anatomy.attention, anatomy.classes) == (2, 0, "none", 3)
+    assert (anatomy.depth, anatomy.heads, anatomy.attention, anatomy.classes) == (3, 0, "none", 3)
 
 
 def test_stages_count_as_layers() -> None:
-    """Swin's hidden states are per stage and its heads a list; both must not break the reading."""
-    anatomy = Anatomy.of(toy_swin())
-    assert (anatomy.depth, anatomy.heads) == (2, 2)
+    """Each stage has a width, a grid, heads and windows of its own; what is said of the model is of the last."""
+    anatomy = Anatomy.of(toy_swin(depths=[2, 1, 3]))
+    assert (anatomy.depth, anatomy.width, anatomy.heads, anatomy.grid) == (3, 32, 4, (2, 2))
+    assert [anatomy.width_of(layer) for layer in range(4)] == [8, 16, 32, 32]
+    assert [anatomy.grid_of(layer) for layer in range(4)] == [(8, 8), (4, 4), (2, 2), (2, 2)]
+    assert [anatomy.heads_of(layer) for layer in (1, 2, 3)] == [1, 2, 4]
+    assert [anatomy.attended_width(layer) for layer in (1, 2, 3)] == [8, 16, 32]
+    assert [anatomy.attention_calls(layer) for layer in (1, 2, 3)] == [2, 3, 6]
+    # the only block of a stage is not shifted, nor is one window that holds the whole map
+    assert [anatomy.window_of(layer) for layer in (1, 2, 3)] == [Window(16, 4, True), Window(4, 4), Window(1, 4)]
+
+
+def test_layers_of_other_models_are_all_alike() -> None:
+    """The same questions, with one answer for every layer."""
+    text, image = Anatomy.of(toy_bert(layers=3, width=24)), Anatomy.of(toy_vit(layers=3))
+    for anatomy, width, grid, window in ((text, 24, None, None), (image, 16, (2, 2), Window(1, 4))):
+        for layer in (1, 2, 3):
+            assert anatomy.width_of(layer) == anatomy.attended_width(layer) == width
+            assert anatomy.grid_of(layer) == grid
+            assert anatomy.heads_of(layer) == 2
+            assert anatomy.window_of(layer) == window
+            assert anatomy.attention_calls(layer) == layer
+        assert anatomy.width_of(0) == width
+
+
+@pytest.mark.parametrize(
+    ("make", "expected"),
+    [*((make, True) for make in (toy_bert, toy_vit, toy_deit)), *((make, False) for make in STAGES.values())],
+)
+def test_which_models_have_a_class_token(make: Callable[[], PreTrainedModel], expected: bool) -> None:
+    """Where there is none, the first token is a corner of the image, which stands for nothing."""
+    assert Anatomy.of(make()).class_token == expected
+
+
+def test_an_unknown_width_is_refused_where_it_is_asked_for() -> None:
+    """EfficientNet names no width: that must not stop a loss on logits, nor become a projector of width 0."""
+    config = EfficientNetConfig(num_block_repeats=[1] * 7, width_coefficient=0.1)
+    anatomy = Anatomy.of(EfficientNetForImageClassification(config))
+    with pytest.raises(ValueError, match=r"hidden states of efficientnet are is not known.*Use losses on logits"):
+        anatomy.width_of(1)
 
 
 def test_an_encoder_decoder_is_told_apart() -> None:

@@ -8,6 +8,7 @@ from transformers import HfArgumentParser, TrainingArguments
 
 from hfdistill import DistillationTrainingArguments
 from hfdistill.arguments import DistillationSettings
+from hfdistill.image_mixing import ImageMixing
 from hfdistill.mixup import UncertaintyMixup
 
 
@@ -16,8 +17,13 @@ def test_defaults_are_a_plain_trainers(tmp_path: Path) -> None:
     ours = DistillationTrainingArguments(output_dir=str(tmp_path), use_cpu=True)
     plain = TrainingArguments(output_dir=str(tmp_path), use_cpu=True)
     added = {"teacher_dtype": "float32", "eval_objective": False, "embedding_perturbation": 0.0}
-    off = {"uncertainty_mixup": False}
-    added |= off
+    added |= {
+        "uncertainty_mixup": False,
+        "mixup_alpha": 0.0,
+        "cutmix_alpha": 0.0,
+        "mix_probability": 1.0,
+        "mix_switch": 0.5,
+    }
     differing = {name: value for name, value in ours.to_dict().items() if plain.to_dict().get(name) != value}
     differing.pop("logging_dir", None)
     assert {name: value for name, value in differing.items() if name in added} == added
@@ -50,14 +56,27 @@ def test_mixup_options_reach_the_trainer(tmp_path: Path) -> None:
     assert DistillationSettings.of(args).uncertainty_mixup == UncertaintyMixup(keep=0.5)
 
 
+def test_image_mixing_reaches_the_trainer(tmp_path: Path) -> None:
+    """From a command line as from a script; both ways at 0 is no mixing at all."""
+    line = ["--output_dir", str(tmp_path), "--use_cpu", "True", "--mixup_alpha", "0.8", "--mix_switch", "0.3"]
+    parser = HfArgumentParser(DistillationTrainingArguments)  # type: ignore[arg-type]
+    (args,) = parser.parse_args_into_dataclasses(line)
+    assert DistillationSettings.of(args).image_mixing == ImageMixing(0.8, 0.0, 1.0, 0.3)
+    chosen = arguments(tmp_path, cutmix_alpha=1.0, mix_probability=0.5)
+    assert DistillationSettings.of(chosen).image_mixing == ImageMixing(0.0, 1.0, 0.5, 0.5)
+    assert DistillationSettings.of(arguments(tmp_path, mix_probability=0.5)).image_mixing is None
+
+
 def test_mixup_that_cannot_work_is_refused(tmp_path: Path) -> None:
     """At construction, not after the models are loaded."""
     with pytest.raises(ValueError, match="shares of a batch"):
         arguments(tmp_path, uncertainty_mixup=True, uncertainty_mixup_kwargs={"keep": 2.0})
     with pytest.raises(TypeError, match="keap"):
         arguments(tmp_path, uncertainty_mixup=True, uncertainty_mixup_kwargs={"keap": 0.5})
-    with pytest.raises(ValueError, match=r"label_smoothing_factor=0\.1 would be left out"):
-        arguments(tmp_path, uncertainty_mixup=True, label_smoothing_factor=0.1)
+    with pytest.raises(ValueError, match="labels of four rows"):
+        arguments(tmp_path, uncertainty_mixup=True, mixup_alpha=0.2)
+    with pytest.raises(ValueError, match=r"mixup_alpha and cutmix_alpha of 0 \(off\) or above"):
+        arguments(tmp_path, mixup_alpha=-0.2)
     with pytest.raises(ValueError, match="Set one of them"):
         arguments(tmp_path, uncertainty_mixup=True, embedding_perturbation=1.0)
 

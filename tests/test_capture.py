@@ -33,7 +33,9 @@ from hfdistill.anatomy import attention_modules
 from hfdistill.capture import Capture, capture
 from hfdistill.representations import Needs
 
-INTERFACE = sorted(set(FAMILIES) - {"deberta-v2"})
+# what stages show is what transformers calls their attention: that of the last of their blocks
+MODELS = FAMILIES | {"swin": (lambda layers, **config: toy_swin(**config), image_inputs)}
+INTERFACE = sorted(set(MODELS) - {"deberta-v2"})
 ACCESS = [(family, backend) for family in INTERFACE for backend in ("sdpa", "eager")] + [("deberta-v2", "eager")]
 WANTED = frozenset({2, 3})  # of 3 layers; layer 2 of ModernBERT and layer 3 of Qwen2 look through a window
 MAPS = Needs(attention_probabilities=WANTED)
@@ -42,7 +44,7 @@ FIRST = Needs(projections=frozenset({1}))
 
 def toy(family: str, backend: str, **config: Any) -> tuple[PreTrainedModel, Inputs]:
     """Return a model of three layers and its inputs, text with ragged padding."""
-    factory, make_inputs = FAMILIES[family]
+    factory, make_inputs = MODELS[family]
     return factory(layers=3, attn_implementation=backend, **config), make_inputs()
 
 
@@ -304,7 +306,6 @@ REFUSED: dict[str, tuple[Callable[[], PreTrainedModel], Needs, str]] = {
     "layer 0 of deberta": (toy_deberta, probabilities_of(0), r"layers \[0\].*deberta-v2 has layers 1 to 2"),
     "layer too deep": (toy_bert, probabilities_of(2, 5), r"layers \[5\].*bert has layers 1 to 2.*other layers"),
     "state too deep": (toy_bert, Needs(hidden_states=frozenset({7})), "hidden state 7 of bert.*3 hidden states"),
-    "stages": (toy_swin, FIRST, "swin called its attention 4 times for 2 layers.*use hidden states or logits"),
     "bent scores": (toy_gemma2, FIRST, r"Gemma2Attention shapes its attention by \['softcap'\].*hidden states or log"),
 }
 

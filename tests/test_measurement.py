@@ -1,96 +1,27 @@
-"""What is measured on models and their outputs: agreement and divergence by hand and by scipy, size, and speed."""
+"""What a model costs: size by hand, operations against their formula, speed against a clock that is set."""
 
 from __future__ import annotations
 
-import math
+import json
+from dataclasses import asdict
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
-from scipy import special, stats
 from torch import nn
+from toy_models import FAMILIES, image_inputs, text_inputs, toy_bert, toy_resnet, toy_vit
 
 from hfdistill import measurement
-from hfdistill.measurement import agreement, mean_kl, parameter_count, samples_per_second, size_on_disk
-
-# Agreement and divergence.
-
-
-def test_agreement_counts_equal_choices():
-    """Two of three rows choose the same class; the logits' size must not matter."""
-    student = torch.tensor([[9.0, 1.0], [0.0, 0.1], [2.0, 1.0]])
-    teacher = torch.tensor([[1.0, 0.0], [5.0, 9.0], [1.0, 2.0]])
-    assert agreement(student, teacher) == pytest.approx(2 / 3)
-    assert agreement(student, student) == 1.0
-
-
-def test_agreement_of_one_output_is_pearsons():
-    """One output has no argmax: every pair of regression models would agree fully."""
-    student, teacher = np.random.default_rng(0).normal(size=(2, 20))
-    expected = stats.pearsonr(student, teacher)[0]
-    assert agreement(student, teacher) == pytest.approx(expected, rel=1e-12)
-    assert agreement(student[:, None], teacher[:, None]) == pytest.approx(expected, rel=1e-12)
-    assert agreement(-teacher, teacher) == pytest.approx(-1.0)
-    assert agreement(np.full(20, 0.1), teacher) == agreement([1.0], [2.0]) == 0.0
-
-
-def test_mean_kl_against_scipy():
-    """The mean over rows of KL(teacher || student): the other direction, or a sum, would be another number."""
-    student, teacher = np.random.default_rng(1).normal(size=(2, 7, 4))
-    rows = special.rel_entr(special.softmax(teacher, axis=1), special.softmax(student, axis=1)).sum(axis=1)
-    assert mean_kl(student, teacher) == pytest.approx(rows.mean(), rel=1e-9)
-    assert mean_kl(teacher, student) != pytest.approx(rows.mean(), rel=1e-2)
-
-
-def test_mean_kl_by_hand():
-    """The teacher says 3/4, the student 1/2: 3/4 ln(3/2) + 1/4 ln(1/2) nats."""
-    expected = 0.75 * math.log(1.5) + 0.25 * math.log(0.5)
-    assert mean_kl([[0.0, 0.0]], [[math.log(3), 0.0]]) == pytest.approx(expected)
-
-
-def test_mean_kl_is_zero_at_equality_and_finite_far_away():
-    """Sure models have logits whose softmax is 0 in float32; a figure of NaN would spoil a table."""
-    far = torch.tensor([[300.0, -300.0]])
-    assert mean_kl(far, far) == 0.0
-    assert mean_kl(-far, far) == pytest.approx(600.0)
-    shifted = torch.randn(50, 3)
-    assert 0.0 <= mean_kl(shifted + 7, shifted) < 1e-6
-
-
-def test_mean_kl_of_one_output_is_the_mean_squared_difference():
-    """The softmax of one output is 1: its KL would be 0 for every student."""
-    assert mean_kl([1.0, 2.0], [0.0, 4.0]) == pytest.approx(2.5)
-
-
-def test_logits_may_be_arrays_or_tensors_of_any_float_type():
-    """Trainer gives numpy arrays, memory-mapped ones are read-only, models give bfloat16 with a gradient."""
-    frozen = np.array([[1.0, 0.0], [0.0, 1.0]], dtype=np.float16)
-    frozen.flags.writeable = False
-    live = torch.tensor([[2.0, 0.0], [1.0, 0.0]], dtype=torch.bfloat16, requires_grad=True)
-    assert agreement(live, frozen) == 0.5
-    assert mean_kl(live, frozen) > 0
-
-
-@pytest.mark.parametrize(
-    ("student", "teacher", "message"),
-    [
-        (torch.zeros(3, 2), torch.zeros(3, 3), r"\(3, 2\) \(student\) and \(3, 3\)"),
-        (torch.zeros(3, 2), torch.zeros(1, 2), "one shape"),
-        (torch.zeros(0, 2), torch.zeros(0, 2), "at least one row"),
-        (torch.zeros(1, 3, 2), torch.zeros(1, 3, 2), "only the valid tokens"),
-        (torch.tensor([[0.0, math.nan]]), torch.zeros(1, 2), "finite"),
-        (torch.zeros(1, 2), torch.tensor([[0.0, -math.inf]]), "finite"),
-    ],
+from hfdistill.measurement import (
+    Latency,
+    flops,
+    latencies,
+    machine_name,
+    parameter_count,
+    samples_per_second,
+    size_on_disk,
+    timed_passes,
 )
-def test_logits_that_cannot_be_compared_are_refused(student: torch.Tensor, teacher: torch.Tensor, message: str):
-    """Broadcasting would compare them all the same."""
-    for figure in (agreement, mean_kl):
-        with pytest.raises(ValueError, match=message):
-            figure(student, teacher)
-
-
-# Cost.
 
 
 class Tied(nn.Module):
@@ -173,6 +104,113 @@ def test_nothing_to_measure_is_refused(options: dict):
     """The median of no pass is NaN with a warning."""
     with pytest.raises(ValueError, match="expected a batch"):
         samples_per_second(**{"model": Tied(), "batches": [{"x": torch.zeros(1, 3)}], **options})
+
+
+def test_latency_is_the_median_of_warm_passes_at_each_size(monkeypatch: pytest.MonkeyPatch):
+    """Per size 100 s to warm up, then 1, 5 and 2 s; rows of the batch are repeated or cut, and labels left out."""
+    once = (0, 100, 200, 201, 300, 305, 400, 402)
+    clock = iter([*once, *(1000 + moment for moment in once)])
+    monkeypatch.setattr(measurement.time, "perf_counter", lambda: next(clock))
+    model = Tied()
+    seen: list[list[float]] = []
+
+    def see(module: nn.Module, args: tuple, inputs: dict[str, torch.Tensor]) -> None:
+        seen.append(inputs["x"][:, 0].tolist())
+
+    model.register_forward_pre_hook(see, with_kwargs=True)
+    batch = {"x": torch.arange(3.0)[:, None].expand(3, 3), "labels": torch.zeros(3)}
+    found = latencies(model, batch, sizes=(2, 4), repeats=3, warmup=1)
+    threads = torch.get_num_threads()
+    assert found == [Latency("torch", size, 2.0, (1.0, 5.0, 2.0), "cpu", threads) for size in (2, 4)]
+    assert [latency.samples_per_second for latency in found] == [1.0, 2.0]
+    assert seen == [[0.0, 1.0]] * 4 + [[0.0, 1.0, 2.0, 0.0]] * 4
+    assert set(map(str, model.calls)) == {"(False, False, {'x'})"}
+    assert (model.training, model.second.training) == (True, False)
+
+
+def test_another_runtime_is_timed_in_the_same_way():
+    """An export is compared with torch: the passes must be the same ones, its name and threads told."""
+    seen = []
+    found = timed_passes(
+        lambda rows: seen.append(len(rows["x"])),
+        {"x": torch.zeros(2, 3)},
+        (1, 3),
+        repeats=2,
+        warmup=1,
+        runtime="onnxruntime",
+        device=torch.device("cpu"),
+        threads=4,
+    )
+    assert seen == [1, 1, 1, 3, 3, 3]
+    assert [(one.runtime, one.batch_size, one.threads, len(one.repeats)) for one in found] == [
+        ("onnxruntime", 1, 4, 2),
+        ("onnxruntime", 3, 4, 2),
+    ]
+
+
+@pytest.mark.parametrize("options", [{"sizes": ()}, {"sizes": (0,)}, {"repeats": 0}, {"warmup": -1}])
+def test_no_pass_to_time_is_refused(options: dict):
+    """The median of no pass is NaN with a warning, and a batch of no rows is no batch."""
+    with pytest.raises(ValueError, match="expected sizes of at least one row"):
+        latencies(Tied(), {"x": torch.zeros(1, 3)}, **options)
+
+
+@pytest.mark.parametrize("batch", [{}, {"x": torch.zeros(0, 3)}, {"labels": torch.zeros(3)}])
+def test_a_batch_without_inputs_is_refused(batch: dict):
+    """A batch of nothing takes no time, which would be the fastest model of all."""
+    for figure in (latencies, flops):
+        with pytest.raises(ValueError, match="at least one row"):
+            figure(Tied(), batch)
+
+
+def test_a_latency_survives_json():
+    """Reports are put together from records; a list where a tuple was makes equal latencies unequal."""
+    latency = Latency("torch", 8, 0.5, (0.4, 0.5, 0.6), "cpu", 2)
+    assert Latency.from_record(json.loads(json.dumps(asdict(latency)))) == latency
+    for record in ({}, {**asdict(latency), "speed": 1}, {**asdict(latency), "repeats": 3}, None):
+        with pytest.raises(ValueError, match="fields of a Latency"):
+            Latency.from_record(record)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_operations_of_attention_count_whichever_backend_runs_it(family: str):
+    """The processor's fused attention is unknown to torch's counter: SDPA would look cheaper than eager."""
+    make, inputs = FAMILIES[family]
+    batch = inputs()
+    eager = flops(make(attn_implementation="eager"), batch)
+    assert flops(make(), batch) == eager > 0
+    assert flops(make(), {name: x[:1] for name, x in batch.items()}) == eager  # of one row
+
+
+def test_operations_by_hand():
+    """Per layer 4 N D² multiply-adds for queries to output, 2 N² D for attention, 4 N D² for an MLP twice as wide."""
+    layers, width, classes, tokens, patch = 2, 16, 3, 5, 3 * 4 * 4
+    per_layer = 8 * tokens * width**2 + 2 * tokens**2 * width
+    expected = 2 * (4 * patch * width + layers * per_layer + width * classes)
+    assert flops(toy_vit(layers=layers, width=width, classes=classes), image_inputs(3)) == expected
+
+
+def test_operations_of_convolutions_count():
+    """A convolutional teacher would look free."""
+    assert flops(toy_resnet(), image_inputs(2)) > 2 * 8 * 3 * 7 * 7  # more than one output place of the first layer
+
+
+def test_counting_operations_changes_nothing():
+    """A model left in eval mode, or with another attention, would train and answer otherwise from then on."""
+    model = toy_bert().train()
+    flops(model, text_inputs())
+    assert model.training
+    assert model.config._attn_implementation == "sdpa"
+
+
+def test_the_machine_is_named(monkeypatch: pytest.MonkeyPatch):
+    """A latency without the processor and its threads cannot be compared with any other."""
+    threads = torch.get_num_threads()
+    assert machine_name().endswith(f"{threads} torch thread{'s' * (threads != 1)}")
+    monkeypatch.setattr(measurement.torch.cuda, "get_device_name", lambda device: f"a GPU, {device}")
+    assert machine_name("cuda:1") == f"{machine_name()}, a GPU, cuda:1"
+    monkeypatch.setattr(measurement.Path, "is_file", lambda path: False)  # no /proc: another system
+    assert machine_name()[0] not in ", "
 
 
 @pytest.mark.gpu

@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 from toy_models import FAMILIES, image_inputs, text_inputs, toy_albert, toy_bert, toy_t5, toy_vit, with_lora
 
 from hfdistill.functional.supervision import unix_mask, unix_mix
@@ -255,16 +254,17 @@ def test_half_precision_embeddings_keep_their_dtype() -> None:
 # ---- what the trainer needs besides ----
 
 
-def test_the_task_loss_is_that_of_both_labels() -> None:
-    """(1 - c) CE(y) + c CE(y'); for numbers as labels there is nothing to do, as they are mixed themselves."""
-    labels, logits = torch.tensor([0, 1, 2]), torch.randn(2, 3)
+def test_classes_of_both_rows_are_kept_apart_and_numbers_are_mixed() -> None:
+    """What TaskLoss learns them from: a class has no half, a number has."""
+    labels = torch.tensor([0, 1, 2])
     batch = MixedBatch.of(image_inputs() | {"labels": labels}, MIX)
-    own, other = (F.cross_entropy(logits, labels[rows], reduction="none") for rows in (MIX.kept, MIX.partners))
-    expected = ((1 - MIX.coefficients) * own + MIX.coefficients * other).mean()
-    torch.testing.assert_close(batch.task_loss({"logits": logits}, batch.inputs["labels"]), expected)
-    regression = MixedBatch.of(image_inputs() | {"labels": torch.randn(3)}, MIX)
-    with pytest.raises(ValueError, match="needs class labels, got none"):
-        regression.task_loss({"logits": logits}, regression.inputs["labels"])
+    assert torch.equal(batch.inputs["labels"], labels[MIX.kept])
+    assert batch.partner_labels is not None
+    assert torch.equal(batch.partner_labels, labels[MIX.partners])
+    regression = MixedBatch.of(image_inputs() | {"labels": labels.float()}, MIX)
+    expected = (1 - MIX.coefficients) * labels[MIX.kept] + MIX.coefficients * labels[MIX.partners]
+    torch.testing.assert_close(regression.inputs["labels"], expected)
+    assert regression.partner_labels is None
 
 
 def test_evaluated_logits_are_without_dropout_and_leave_no_trace() -> None:

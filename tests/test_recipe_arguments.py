@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from hfdistill.recipe_arguments import parse_recipe
+from hfdistill import ImageClassification, TextClassification, recipe_arguments
+from hfdistill.recipe_arguments import parse_recipe, run_recipe
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 FLAGS = ["--task", "sst2", "--teacher", "t", "--student_layers", "3", "--learning_rate", "1e-4", "--use_cpu", "--arms"]
@@ -45,6 +46,63 @@ def test_objectives_of_a_file_are_kept(tmp_path: Path):
     )
     recipe, _ = parse_recipe([str(path)])
     assert recipe.objectives == {"mine": {"kd": {"loss": "SoftTargetLoss", "temperature": 2.0}}}
+
+
+IMAGES = ["--dataset", "d", "--teacher", "t", "--student_layers", "3", "--use_cpu", "--augmentation", "crop_flip"]
+
+
+def test_the_recipe_is_named_by_script_flag_or_file(tmp_path: Path):
+    """Rows of text and images are described in other words; the nearer place wins: flag, file, script."""
+    image = tmp_path / "image.yaml"
+    image.write_text("recipe: image-classification\ndataset: d\nteacher: t\nstudent_layers: 3\nuse_cpu: true\n")
+    by_script, args = parse_recipe(IMAGES, "image-classification")
+    by_flag, _ = parse_recipe(["--recipe", "image-classification", *IMAGES])
+    by_file, _ = parse_recipe([str(image)])
+    assert isinstance(by_flag, ImageClassification)
+    assert by_script == by_flag
+    assert by_flag.augmentation == "crop_flip"
+    assert isinstance(by_file, ImageClassification)
+    assert args.remove_unused_columns is False
+    assert args.train_sampling_strategy == "random"
+    over_file, _ = parse_recipe(
+        [str(image), "--recipe=text-classification", "--text_columns", "a", "--arms", "kd"], "image-classification"
+    )
+    assert isinstance(over_file, TextClassification)
+
+
+def test_a_recipe_of_another_kind_is_told(tmp_path: Path):
+    """A flag of the one recipe does nothing in the other, and a misspelt kind is none."""
+    path = tmp_path / "recipe.yaml"
+    path.write_text("recipe: images\ndataset: d\n")
+    with pytest.raises(ValueError, match="recipe must be text-classification or image-classification, got 'images'"):
+        parse_recipe([str(path)])
+    path.write_text("task: sst2\nteacher: t\nstudent_layers: 3\naugmentation: flip\n")
+    with pytest.raises(ValueError, match=r"unknown key 'augmentation'.*fields of TextClassification"):
+        parse_recipe([str(path)])
+    with pytest.raises(ValueError, match="text-classification has no flag '--augmentation'"):
+        parse_recipe([*FLAGS, "kd", "--augmentation", "flip"])
+
+
+def test_an_unknown_flag_is_refused_before_what_it_leaves_out():
+    """Of a misspelt --teacher the spelling is wrong, not that there is no teacher."""
+    with pytest.raises(ValueError, match=r"no flag '--techer'.*teacher"):
+        parse_recipe(["--task", "sst2", "--techer", "t", "--student_layers", "3"])
+
+
+def test_each_recipe_runs_what_it_describes(monkeypatch: pytest.MonkeyPatch):
+    """`hfdistill train` and both scripts call this one function."""
+    ran = []
+    for name in ("text", "image"):
+        monkeypatch.setattr(recipe_arguments, f"distil_{name}_classifier", lambda recipe, args: ran.append(recipe))
+    run_recipe([*FLAGS, "kd"])
+    run_recipe(IMAGES, "image-classification")
+    assert [type(recipe) for recipe in ran] == [TextClassification, ImageClassification]
+
+
+def test_curves_have_points_in_short_runs_too():
+    """The Trainer's 500 steps between points would leave a short run without a curve."""
+    for words in ([*FLAGS, "kd"], ["--recipe", "image-classification", *IMAGES]):
+        assert 0 < parse_recipe(words)[1].logging_steps < 1  # a share of the run
 
 
 CONFIGS = sorted((REPOSITORY / "recipes" / "configs").glob("*.yaml"))

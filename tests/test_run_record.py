@@ -7,8 +7,9 @@ import pytest
 import torch
 from datasets import Dataset
 from toy_models import toy_bert
+from training_toys import arguments
 
-from hfdistill.run_record import RECORD, finished_seconds, rows_digest, run_key, write_record
+from hfdistill.run_record import finished_seconds, rows_digest, run_key, write_record
 
 ROWS = {"input_ids": [[index, index + 1] for index in range(300)], "labels": [index % 2 for index in range(300)]}
 LOGITS = {"validation": np.zeros((3, 2), dtype=np.float32)}
@@ -41,11 +42,26 @@ def test_every_row_counts():
     assert rows_digest(Dataset.from_dict(ROWS).shuffle(seed=0)) != rows_digest(Dataset.from_dict(ROWS))
 
 
+def test_files_that_rows_only_name_count(tmp_path: Path):
+    """A row of an image folder holds a path: the image behind it may have been exchanged since."""
+    image = tmp_path / "a.png"
+    image.write_bytes(b"one")
+    rows = Dataset.from_list([{"image": {"bytes": None, "path": str(image)}}])
+    before = rows_digest(rows)
+    assert rows_digest(rows) == before
+    image.write_bytes(b"other")
+    assert rows_digest(rows) != before
+
+
 def test_a_record_is_found_by_its_key_and_gone_when_another_run_begins(tmp_path: Path):
     """A run that is stopped between saving its student and its record must not be taken for the run before it."""
-    assert finished_seconds(tmp_path, "one") is None
+    args = arguments(tmp_path)
+    assert finished_seconds(tmp_path, "one", args) is None
     write_record(tmp_path, "one", 12.5)
-    assert finished_seconds(tmp_path, "one") == 12.5
-    assert finished_seconds(tmp_path, "two") is None
-    assert not (tmp_path / RECORD).exists()
-    assert finished_seconds(tmp_path, "one") is None
+    (tmp_path / "results.json").write_text("{}")
+    (tmp_path / "model.onnx").write_text("")
+    assert finished_seconds(tmp_path, "one", args) == 12.5
+    assert (tmp_path / "results.json").exists()
+    assert finished_seconds(tmp_path, "two", args) is None
+    assert not any(path.is_file() for path in tmp_path.iterdir())  # nor figures and exports of the other student
+    assert finished_seconds(tmp_path, "one", args) is None

@@ -58,6 +58,7 @@ def test_narrow_students_run(family: str) -> None:
         (toy_llama(), "head_dim", 2),
         (toy_llama(heads=4, num_key_value_heads=4), "num_key_value_heads", 4),
         (toy_mobilebert(), "true_hidden_size", 8),
+        (toy_vit(), "pooler_output_size", 8),
     ],
 )
 def test_sizes_that_hang_on_the_width_follow(teacher: PreTrainedModel, field: str, expected: int | None) -> None:

@@ -12,7 +12,7 @@ from toy_representations import toy_anatomy
 from training_toys import image_rows, largest_difference, logged, text_rows, trainer_of, weights_of
 
 from hfdistill import Anatomy, FrozenTeacher, Objective, SoftTargetLoss, TaskLoss, UncertaintyMixup
-from hfdistill.pairing import check_mixup
+from hfdistill.pairing import check_mixing
 
 MIXUP = {"uncertainty_mixup": True, "uncertainty_mixup_kwargs": {"keep": 0.5}}
 
@@ -95,7 +95,7 @@ def test_losses_that_remember_rows_are_refused(tmp_path: Path) -> None:
 def test_next_tokens_of_mixed_rows_are_refused(tmp_path: Path) -> None:
     """Its labels stand one place further on than those of other models, and are of two rows."""
     causal = toy_anatomy(head="ForCausalLM")
-    check_mixup(UncertaintyMixup(), Objective(kd=SoftTargetLoss()), causal, None)
-    check_mixup(None, Objective(kd=SoftTargetLoss(), task=TaskLoss()), causal, None)
+    check_mixing(UncertaintyMixup(), Objective(kd=SoftTargetLoss()), causal, None)
+    check_mixing(None, Objective(kd=SoftTargetLoss(), task=TaskLoss()), causal, None)
     with pytest.raises(ValueError, match="Leave TaskLoss out"):
-        check_mixup(UncertaintyMixup(), Objective(kd=SoftTargetLoss(), task=TaskLoss()), causal, None)
+        check_mixing(UncertaintyMixup(), Objective(kd=SoftTargetLoss(), task=TaskLoss()), causal, None)

@@ -139,16 +139,29 @@ def toy_deit(layers: int = 2, width: int = 16, heads: int = 2, classes: int = 3,
     return _image("DeiT", layers, width, heads, classes, config)
 
 
+def toy_deit_with_teacher(**config: Any) -> PreTrainedModel:
+    """DeiT with a head for the labels and one for the teacher, whose answer is the mean of both."""
+    return toy_deit(head="ForImageClassificationWithTeacher", **config)
+
+
 def toy_swin(classes: int = 3, **config: Any) -> PreTrainedModel:
-    """Swin of two stages with two blocks each."""
-    sizes = {"embed_dim": 8, "depths": [2, 2], "num_heads": [2, 2], "window_size": 2, "image_size": 8, "patch_size": 1}
-    return _build("Swin", classes, sizes | {"head": "ForImageClassification"} | config)
+    """Swin of three stages with two blocks each, on images of 8 by 8 pixels; states 8, 16, 32 and 32 wide."""
+    sizes = {"embed_dim": 8, "depths": [2, 2, 2], "num_heads": [1, 2, 4], "window_size": 2}
+    pixels = {"image_size": 8, "patch_size": 1, "drop_path_rate": 0.0, "head": "ForImageClassification"}
+    return _build("Swin", classes, sizes | pixels | config)
+
+
+def toy_convnext(classes: int = 3, **config: Any) -> PreTrainedModel:
+    """ConvNeXt of three stages on images of 8 by 8 pixels; states 8, 8, 16 and 24 wide."""
+    sizes = {"hidden_sizes": [8, 16, 24], "depths": [1, 2, 1], "num_stages": 3, "layer_scale_init_value": 1.0}
+    pixels = {"image_size": 8, "patch_size": 1, "head": "ForImageClassification"}
+    return _build("ConvNext", classes, sizes | pixels | config)
 
 
 def toy_resnet(classes: int = 3, **config: Any) -> PreTrainedModel:
-    """ResNet of two stages: no attention at all."""
-    sizes = {"embedding_size": 8, "hidden_sizes": [8, 8], "depths": [1, 1], "head": "ForImageClassification"}
-    return _build("ResNet", classes, sizes | config)
+    """ResNet of three stages, of no image size: no attention at all; states 8, 12, 16 and 24 wide."""
+    sizes = {"embedding_size": 8, "hidden_sizes": [12, 16, 24], "depths": [1, 2, 1], "layer_type": "basic"}
+    return _build("ResNet", classes, sizes | {"head": "ForImageClassification"} | config)
 
 
 def toy_t5(layers: int = 2, width: int = 16, heads: int = 2, vocabulary: int = 64, **config: Any) -> PreTrainedModel:
@@ -197,6 +210,13 @@ FAMILIES: dict[str, tuple[Callable[..., PreTrainedModel], Callable[..., Inputs]]
     "deit": (toy_deit, image_inputs),
 }
 """transformers' `model_type` -> (factory of a model, maker of its inputs)."""
+
+STAGES: dict[str, Callable[..., PreTrainedModel]] = {
+    "swin": toy_swin,
+    "convnext": toy_convnext,
+    "resnet": toy_resnet,
+}
+"""transformers' `model_type` -> factory of an image model with stages."""
 
 
 def _text(

@@ -61,10 +61,10 @@ def text_rows(
     return Dataset.from_list(rows)
 
 
-def image_rows(count: int = 8, seed: int = 0) -> Dataset:
-    """Random images of 8 by 8 pixels with one class each."""
+def image_rows(count: int = 8, size: int = 8, seed: int = 0) -> Dataset:
+    """Random images of `size` by `size` pixels with one class each."""
     generator = torch.Generator().manual_seed(seed)
-    images = torch.randn(count, 3, 8, 8, generator=generator)
+    images = torch.randn(count, 3, size, size, generator=generator)
     rows = [{"pixel_values": image.tolist(), "labels": at % CLASSES} for at, image in enumerate(images)]
     return Dataset.from_list(rows)
 
@@ -120,7 +120,8 @@ def trainer_of(
         "data_collator",
     )
     given = {name: changes.pop(name) for name in own if name in changes}
-    given.setdefault("teacher", toy_bert(layers=4, seed=1))
+    if "teacher" not in given:
+        given["teacher"] = toy_bert(layers=4, seed=1)
     given.setdefault("args", arguments(folder, **changes))
     if "model_init" not in given:
         given["model"] = toy_bert() if student is None else student

@@ -163,11 +163,15 @@ def unix_mix(
     return (1 - weights) * inputs[order] + weights * inputs[partners[:kept]], order, coefficients
 
 
-def mixed_cross_entropy(student: Tensor, labels: Tensor, partner_labels: Tensor, coefficients: Tensor) -> Tensor:
+def mixed_cross_entropy(
+    student: Tensor, labels: Tensor, partner_labels: Tensor, coefficients: Tensor, smoothing: float = 0.0
+) -> Tensor:
     """Cross-entropy of mixed rows: with both rows' labels, each as much as its row is in the mixture.
 
-    Σ [(1 - c) CE(s, y) + c CE(s, y')] / Σ [(1 - c) + c], over the labels that are there. Xu et al. 2020, arXiv
-    2012.09413. student: logits (k, ..., K); labels, partner_labels: (k, ...); coefficients: c (k,), λ c_r of unix_mix.
+    Σ [(1 - c) CE(s, y) + c CE(s, y')] / Σ [(1 - c) + c], over the labels that are there; CE with smoothing ε is
+    -(1 - ε) log p_y - ε mean_k log p_k. Zhang et al. 2018, arXiv 1710.09412; Xu et al. 2020, arXiv 2012.09413.
+    student: logits (k, ..., K); labels, partner_labels: (k, ...); coefficients: c (k,), for mixup 1 - λ; smoothing:
+    ε in [0, 1).
     """
     weight = coefficients.view(-1, *[1] * (labels.ndim - 1)).expand(labels.shape)  # (k, ...)
     logarithms = blanked(student, (labels >= 0) | (partner_labels >= 0)).log_softmax(-1)
@@ -175,6 +179,8 @@ def mixed_cross_entropy(student: Tensor, labels: Tensor, partner_labels: Tensor,
     for answers, share in ((labels, 1 - weight), (partner_labels, weight)):
         share = (share * (answers >= 0)).to(logarithms)
         picked = logarithms.gather(-1, answers.clamp(min=0)[..., None])[..., 0]
+        if smoothing:
+            picked = (1 - smoothing) * picked + smoothing * logarithms.mean(-1)
         total, count = total - (share * picked.masked_fill(share == 0, 0)).sum(), count + share.sum()
     return total / count.clamp(min=1)
 

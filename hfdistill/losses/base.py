@@ -43,6 +43,9 @@ class DistillationLoss(nn.Module, ABC):
     gather: bool = False
     """Whether the loss sees the rows of all processes as one batch."""
 
+    labels_alone: ClassVar[bool] = False
+    """Whether the loss knows nothing but labels: of a student with two heads (DeiT) it trains the one for labels."""
+
     same_tokens: ClassVar[bool] = True
     """Whether the two models must read the same tokens; False: each may have its own tokenizer."""
 
@@ -67,6 +70,14 @@ class DistillationLoss(nn.Module, ABC):
             rows: length of the training set.
             labels: (rows,) class of each row on the CPU, or None where rows have no class labels.
         """
+
+    @property
+    def reads_classes(self) -> bool:
+        """Whether the class of a row decides what is compared: a row of two classes (mixed images) has no such class.
+
+        TaskLoss reads labels too, but learns both.
+        """
+        return False
 
     @abstractmethod
     def needs(self) -> tuple[Needs, Needs]:

@@ -8,10 +8,11 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from hfdistill.anatomy import Anatomy
 from hfdistill.losses.base import choose
 from hfdistill.losses.gathering import gathered_rows
 from hfdistill.losses.layerwise import Layers, LayerwiseLoss
-from hfdistill.losses.pooling import POOLINGS, pooled_vector
+from hfdistill.losses.pooling import POOLINGS, pooled_vector, settled_poolings
 from hfdistill.representations import Batch, Representations
 from hfdistill.schedules import Schedule
 
@@ -24,7 +25,8 @@ class BatchRelationLoss(LayerwiseLoss):
 
     Args:
         layers: which student layer learns from which teacher layer; by default the last from the last.
-        pooling: how the tokens of a row become one vector: "mean" of the real tokens, "cls", or "last" real token.
+        pooling: how the tokens of a row become one vector: "mean" of the real tokens, "cls", or "last" real token; of
+            an image model without a class token always the mean instead of "cls".
         gather: relate the rows of all processes instead of each process's own.
         weight: see DistillationLoss.
 
@@ -44,7 +46,13 @@ class BatchRelationLoss(LayerwiseLoss):
     ) -> None:
         super().__init__(layers, weight=weight)
         self.pooling = choose("pooling", pooling, tuple(POOLINGS))
+        self.poolings = (pooling, pooling)
         self.gather = gather
+
+    def bind(self, student: Anatomy, teacher: Anatomy) -> None:
+        """Resolve the layer map, build the projectors if the loss `projects`, and settle how rows are pooled."""
+        super().bind(student, teacher)
+        self.poolings = settled_poolings(self.pooling, student, teacher)
 
     def forward(self, student: Representations, teacher: Representations, batch: Batch) -> Tensor:
         """Sum of `compare` over the mapped layers."""
@@ -62,9 +70,9 @@ class BatchRelationLoss(LayerwiseLoss):
         The student's are projected if the loss `projects`; with `gather` B counts the rows of all processes.
         """
         ours, theirs = self.pairs[position]
-        vector = self.project(position, pooled_vector(student.hidden_states[ours], batch.mask, self.pooling))
+        vector = self.project(position, pooled_vector(student.hidden_states[ours], batch.mask, self.poolings[0]))
         theirs_mask = batch.mask if batch.teacher_mask is None else batch.teacher_mask
-        target = pooled_vector(teacher.hidden_states[theirs], theirs_mask, self.pooling).detach()
+        target = pooled_vector(teacher.hidden_states[theirs], theirs_mask, self.poolings[1]).detach()
         return self.all_rows(vector), self.all_rows(target)
 
     def all_rows(self, rows: Tensor) -> Tensor:

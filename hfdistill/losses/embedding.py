@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from hfdistill.anatomy import Anatomy
 from hfdistill.functional.reductions import blanked, unit
 from hfdistill.losses.base import DistillationLoss, choose
-from hfdistill.losses.layerwise import Layers, layer_sets, parse_layers
-from hfdistill.losses.pooling import POOLINGS, pooled_vector
+from hfdistill.losses.layerwise import Layers, layer_sets, mapped_layers, pair_widths, parse_layers
+from hfdistill.losses.pooling import POOLINGS, pooled_vector, settled_poolings
 from hfdistill.representations import Batch, Needs, Representations
 from hfdistill.schedules import Schedule
 
@@ -53,7 +53,8 @@ class EmbeddedLoss(DistillationLoss):
     Args:
         dimension: D of the common space.
         layers: which student layer learns from which teacher layer; by default the last from the last.
-        pooling: how the tokens of a row become one vector: "mean" of the real tokens, "cls", or "last" real token.
+        pooling: how the tokens of a row become one vector: "mean" of the real tokens, "cls", or "last" real token; of
+            an image model without a class token always the mean instead of "cls".
         weight: see DistillationLoss.
 
     Raises:
@@ -73,13 +74,15 @@ class EmbeddedLoss(DistillationLoss):
         self.dimension = int(above_zero("dimension", dimension, "vectors need coordinates; the papers use 128"))
         self.layers = parse_layers(layers)
         self.pooling = choose("pooling", pooling, tuple(POOLINGS))
+        self.poolings = (pooling, pooling)
         self.pairs: tuple[tuple[int, int], ...] = ()
         self.embeddings = nn.ModuleList()
 
     def bind(self, student: Anatomy, teacher: Anatomy) -> None:
         """Resolve the layer map and build the two embedding layers of each pair."""
-        self.pairs = self.layers.resolve(student.depth, teacher.depth)
-        wanted = [(student.width, teacher.width, self.dimension)] * len(self.pairs)
+        self.pairs = mapped_layers(self.layers, student, teacher)
+        self.poolings = settled_poolings(self.pooling, student, teacher)
+        wanted = [(*widths, self.dimension) for widths in pair_widths(self.pairs, student, teacher)]
         if [module.sizes for module in self.embeddings if isinstance(module, Embedding)] != wanted:
             self.embeddings = nn.ModuleList(Embedding(*sizes) for sizes in wanted)
 
@@ -95,7 +98,7 @@ class EmbeddedLoss(DistillationLoss):
         values = []
         for position, (ours, theirs) in enumerate(self.pairs):
             states = student.hidden_states[ours], teacher.hidden_states[theirs].detach()
-            pooled = [pooled_vector(*side, self.pooling) for side in zip(states, masks, strict=True)]
+            pooled = [pooled_vector(*side) for side in zip(states, masks, self.poolings, strict=True)]
             if real is not None:  # 0 times a NaN of padding would be a NaN in the embedding layer's gradient
                 pooled = [vectors.masked_fill(~real[:, None], 0.0) for vectors in pooled]
             vector, target = self.embeddings[position](*pooled)

@@ -38,7 +38,8 @@ class LogitLoss(DistillationLoss):
     """Compares logits; subclass it and write `compare`.
 
     What counts, the alignment of labels with logits (a causal model's logits answer for the next token) and the checks
-    of both heads are inherited. Three class variables say what the comparison needs: `fewest_classes`, `labelled` (it
+    of both heads are inherited. A student with a head for its teacher alone (DeiT) is compared by that head, a teacher
+    by its answer. Three class variables say what the comparison needs: `fewest_classes`, `labelled` (it
     reads the labels) and `same_classes` (False: the two sides may have different ones).
 
     Args:
@@ -74,13 +75,18 @@ class LogitLoss(DistillationLoss):
                 "output is compared by its square)."
             )
 
+    @property
+    def reads_classes(self) -> bool:
+        """What `labelled` says."""
+        return self.labelled
+
     def needs(self) -> tuple[Needs, Needs]:
         """Both models' logits."""
         return Needs(logits=True), Needs(logits=True)
 
     def forward(self, student: Representations, teacher: Representations, batch: Batch) -> Tensor:
         """The student's logits against the teacher's."""
-        name, ours, theirs = type(self).__name__, student.logits, teacher.logits
+        name, ours, theirs = type(self).__name__, student.taught_logits, teacher.logits
         if ours is None or theirs is None:
             raise ValueError(
                 f"{name} needs logits of both models, but the {'student' if ours is None else 'teacher'} gave none. A "

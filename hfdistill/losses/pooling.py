@@ -7,6 +7,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from hfdistill.anatomy import Anatomy
+
 
 def pooled_vector(hidden: Tensor, mask: Tensor | None, pooling: str) -> Tensor:
     """One vector per row, (B, D), of hidden states (B, N, D).
@@ -42,3 +44,14 @@ def _mean(hidden: Tensor, mask: Tensor | None) -> Tensor:
 
 POOLINGS: dict[str, Callable[[Tensor, Tensor | None], Tensor]] = {"cls": _cls, "mean": _mean, "last": _last}
 """How token states become one vector per row."""
+
+
+def settled_poolings(pooling: str, student: Anatomy, teacher: Anatomy) -> tuple[str, str]:
+    """How each side is pooled: as asked, but by the mean over its places where it has no class token for "cls".
+
+    Such are Swin and convolutional models, whose own classifiers look at that mean.
+    """
+    ours, theirs = (
+        "mean" if pooling == "cls" and not anatomy.class_token else pooling for anatomy in (student, teacher)
+    )
+    return ours, theirs

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from hfdistill.anatomy import Anatomy
+from hfdistill.functional.supervision import mixed_cross_entropy
 from hfdistill.losses.base import DistillationLoss
 from hfdistill.losses.method import Method
 from hfdistill.representations import IGNORE_INDEX, Batch, Needs, Representations
@@ -20,7 +23,9 @@ class TaskLoss(DistillationLoss):
 
     L = mean over labels that are not -100 of CE(student logits, label); mean of (logit - label)^2 where K = 1; mean
     binary cross-entropy for float labels (B, K). Causal language models are shifted by one token. Where the Trainer
-    has a `compute_loss_func`, or the head is of another kind (question answering), that loss is taken as it is.
+    has a `compute_loss_func`, or the head is of another kind (question answering), that loss is taken as it is. Where
+    the student has a head for the labels alone beside one for the teacher (DeiT), its logits are those of that head.
+    Of mixed rows it learns the labels of both, each as much as its row is in the mixture (see mixed_cross_entropy).
 
     Shapes: logits (B, K) with labels (B,), (B, 1) or (B, K); logits (B, N, K) with labels (B, N).
 
@@ -33,6 +38,7 @@ class TaskLoss(DistillationLoss):
         ValueError: the batch has no labels, or their shape does not fit the logits.
     """
 
+    labels_alone: ClassVar[bool] = True
     method = Method(
         evidence=(
             "hinton_total",
@@ -65,9 +71,9 @@ class TaskLoss(DistillationLoss):
 
     def forward(self, student: Representations, teacher: Representations, batch: Batch) -> Tensor:
         """The task loss of the student."""
-        if student.loss is not None:
+        if student.loss is not None and batch.partner_labels is None:
             return student.loss
-        logits, labels = student.logits, batch.labels
+        logits, labels = student.labelled_logits, batch.labels
         if logits is None or labels is None:
             raise ValueError(
                 f"TaskLoss needs {'labels in the batch' if labels is None else 'logits of the student'}, got none. "
@@ -85,8 +91,12 @@ class TaskLoss(DistillationLoss):
         return batch.label_count()
 
     def _loss(self, logits: Tensor, labels: Tensor, batch: Batch) -> Tensor:
+        partners, shares = batch.partner_labels, batch.partner_shares
         if logits.shape[-1] == 1 and labels.numel() == logits.numel():  # regression
-            return F.mse_loss(logits.flatten(), labels.flatten().to(logits.dtype))
+            targets = labels.flatten().to(logits.dtype)
+            if partners is not None and shares is not None:
+                targets = targets + shares.to(targets) * (partners.flatten() - targets)
+            return F.mse_loss(logits.flatten(), targets)
         if labels.is_floating_point() and labels.shape == logits.shape:  # several labels per row
             return F.binary_cross_entropy_with_logits(logits, labels.to(logits.dtype))
         if labels.shape != logits.shape[:-1]:
@@ -96,6 +106,8 @@ class TaskLoss(DistillationLoss):
                 "problem_type) and the data collator."
             )
         smoothing = batch.label_smoothing if self.label_smoothing is None else self.label_smoothing
+        if partners is not None and shares is not None:
+            return mixed_cross_entropy(logits, labels.long(), partners.long(), shares, smoothing)
         total = F.cross_entropy(
             logits.flatten(0, -2),  # (rows, K)
             labels.flatten().long(),  # (rows,)

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from hfdistill.keywords import check_keywords, nearest
 from hfdistill.objective import Objective
 from hfdistill.presets.activation import at, cwd, fitnets, fsp, kpn, nst, structured, vid
-from hfdistill.presets.classes import deit, dist, dkd, eskd, logit_regression, lskd
+from hfdistill.presets.classes import dist, dkd, eskd, logit_regression, lskd
 from hfdistill.presets.contrastive import crcd, crd, infonce
 from hfdistill.presets.divergences import distillm, gkd, reverse_kl, top_k, uld
 from hfdistill.presets.language_models import distilbert, lrc_bert, minilm, pkd, pkd_last, tinybert
@@ -23,6 +23,7 @@ from hfdistill.presets.response import kd
 from hfdistill.presets.stages import sskd
 from hfdistill.presets.supervision import conditional_ts, dtd, ka, lw_kd, pad, triplet, unix
 from hfdistill.presets.transfer import cka, ckd, dynabert_depth, dynabert_width, mobilebert
+from hfdistill.presets.vision import deit, deit_soft, funmatch
 
 PRESETS: dict[str, Callable[..., Objective]] = {
     function.__name__: function
@@ -34,6 +35,8 @@ PRESETS: dict[str, Callable[..., Objective]] = {
         dist,
         lskd,
         deit,
+        deit_soft,
+        funmatch,
         reverse_kl,
         gkd,
         distillm,
@@ -107,4 +110,6 @@ def preset(name: str, **options: object) -> Objective:
     if name not in PRESETS:
         raise ValueError(f"unknown preset {name!r}. Accepted, nearest first: {', '.join(nearest(name, PRESETS))}.")
     check_keywords(f"preset {name!r}", PRESETS[name], options)
-    return PRESETS[name](**options)
+    objective = PRESETS[name](**options)
+    objective.preset = name
+    return objective

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 from hfdistill.losses import SoftTargetLoss, TaskLoss
-from hfdistill.losses.base import choose
 from hfdistill.losses.response.correlation import CorrelationLoss
 from hfdistill.losses.response.decoupled import DecoupledLoss
-from hfdistill.losses.response.hard_label import HardLabelLoss
 from hfdistill.losses.response.standardized import StandardizedLoss
 from hfdistill.objective import Objective
 from hfdistill.presets.shares import check_share
@@ -93,27 +91,3 @@ def lskd(temperature: float = 2.0, soft: float = 9.0, hard: float = 0.1) -> Obje
         hard: weight of the labels.
     """
     return Objective(task=TaskLoss(weight=hard), kd=StandardizedLoss(temperature, weight=soft))
-
-
-def deit(mode: str = "hard", alpha: float | None = None, temperature: float = 3.0) -> Objective:
-    """DeiT on a plain head: (1 - alpha) task + alpha distillation, "hard" from the teacher's choice or "soft".
-
-    Touvron et al. 2021, Training data-efficient image transformers & distillation through attention,
-    https://arxiv.org/abs/2012.12877. Hard: cross-entropy with the teacher's most likely class, alpha = 0.5 as in the
-    authors' code. Soft: T^2 KL averaged over the classes too, as in their code, alpha = 0.1 and T = 3 (from memory,
-    not verified). In the paper a second head, on a distillation token, learns the distillation term; a model without
-    one, BERT or ViT, learns both terms with its one head. The Trainer's label_smoothing_factor smooths the labels.
-
-    Args:
-        mode: "hard" or "soft".
-        alpha: share of the distillation, 0 to 1; None: 0.5 hard, 0.1 soft.
-        temperature: T > 0 of the soft targets; "hard" has none.
-
-    Raises:
-        ValueError: an unknown mode; `alpha` is no share.
-    """
-    hard = choose("mode", mode, ("hard", "soft")) == "hard"
-    share = (0.5 if hard else 0.1) if alpha is None else alpha
-    check_share(share)
-    kd = HardLabelLoss(share) if hard else SoftTargetLoss(temperature, reduction="elementmean", weight=share)
-    return Objective(task=TaskLoss(weight=1.0 - share), kd=kd)

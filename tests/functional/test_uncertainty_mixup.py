@@ -77,6 +77,18 @@ def test_scores_that_make_no_sense_are_refused() -> None:
         unix_scores(torch.zeros(2, 1))
 
 
+def test_mixed_cross_entropy_smooths_both_labels() -> None:
+    """With the share that torch's cross-entropy means by label smoothing; a missing label has nothing to smooth."""
+    student, _, labels = drawn(0, 3, 4)
+    partners, share = torch.tensor([1, -100, 3]), torch.tensor([0.0, 0.3, 0.9])
+    own, other = (
+        cross_entropy(student, side, reduction="none", label_smoothing=0.2, ignore_index=-100)
+        for side in (labels, partners)
+    )
+    expected = ((1 - share) * own + share * other).sum() / 2.7
+    torch.testing.assert_close(mixed_cross_entropy(student, labels, partners, share, 0.2), expected)
+
+
 def test_mixed_cross_entropy_is_that_of_both_labels() -> None:
     """(1 - c) CE(y) + c CE(y') of each row; a label that is missing on one side leaves the other's share."""
     student, _, labels = drawn(0, 3, 4)

@@ -11,7 +11,6 @@ from toy_models import toy_resnet
 from toy_representations import LENGTHS, STUDENT, TEACHER, toy_anatomy, toy_scene
 
 from hfdistill.anatomy import Anatomy
-from hfdistill.capture import check_attention
 from hfdistill.losses import AttentionRelationLoss
 from hfdistill.losses.relation.attention_relation import MINILM, MINILM_V2
 from hfdistill.representations import Attention
@@ -92,10 +91,8 @@ def test_the_models_own_heads_must_agree() -> None:
 def test_a_family_without_attention_is_told_so() -> None:
     """Advice about dividing widths would lead into the next error."""
     resnet = Anatomy.of(toy_resnet())
-    loss = AttentionRelationLoss()
-    loss.bind(resnet, resnet)
     with pytest.raises(ValueError, match=r"resnet has no attention that could be compared"):
-        check_attention(resnet, loss.needs()[0])
+        AttentionRelationLoss().bind(resnet, resnet)
 
 
 @pytest.mark.parametrize("name", ["queries-keys", "query", "", "query-key-value"])

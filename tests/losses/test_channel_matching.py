@@ -173,7 +173,7 @@ def test_images_are_compared_without_their_class_tokens() -> None:
 
 def test_a_student_wider_than_its_teacher_is_refused() -> None:
     """Before training, with another way out."""
-    with pytest.raises(ValueError, match=r"not wider than its teacher, got 12 and 8: .* Use HiddenStateLoss"):
+    with pytest.raises(ValueError, match=r"not wider than its teacher, got 12 and 8 in layers .* Use HiddenStateLoss"):
         ChannelMatchingLoss().bind(replace(TEACHER, depth=2), STUDENT)
 
 

@@ -45,9 +45,11 @@ def test_candidates_are_all_pairs_of_the_layers_named() -> None:
     """Each has a projection of its own, from the teacher's width to the student's."""
     loss = bound(student_layers=[0, -1])
     assert loss.remaining == loss.pairs == ((0, 1), (0, 2), (0, 4), (2, 1), (2, 2), (2, 4))
-    assert loss.projections.shape == (6, 12, 8)
     limit = (6 / (12 + 8)) ** 0.5  # xavier's, of each projection by itself
-    assert 0.9 * limit < loss.projections.abs().max() <= limit
+    assert len(loss.projections) == 6
+    for projection in loss.projections:
+        assert projection.shape == (12, 8)
+        assert 0.9 * limit < projection.abs().max() <= limit
 
 
 @pytest.mark.parametrize(("depth", "layers"), [(12, (4, 8, 12)), (4, (2, 3, 4)), (2, (1, 2)), (1, (1,))])
@@ -131,7 +133,7 @@ def candidates(loss: KnowledgeProjectionLoss) -> Iterator[tuple[tuple[Tensor, Te
     """Student's states, projected teacher's states, and the batch, of each candidate."""
     student, teacher, batch = at(0.0)
     for number, (ours, theirs) in enumerate(loss.pairs):
-        projected = teacher.hidden_states[theirs] @ loss.projections.detach()[number]
+        projected = teacher.hidden_states[theirs] @ loss.projections[number].detach()
         yield (student.hidden_states[ours], projected), batch
 
 
@@ -161,7 +163,7 @@ def test_projections_do_not_collapse() -> None:
         optimizer.zero_grad()
         loss(Representations(hidden_states={2: state}), teacher, batch).backward()
         optimizer.step()
-    projected = teacher.hidden_states[4] @ loss.projections.detach()[0]
+    projected = teacher.hidden_states[4] @ loss.projections[0].detach()
     assert projected.var(-1).min() > 0.05
     assert state.detach().var(-1)[batch.mask.bool()].min() > 0.05
 
@@ -224,12 +226,12 @@ def test_binding_to_other_layers_starts_again() -> None:
     """Another pair of models has other candidates; the same one goes on with what was found."""
     loss = bound()
     loss(*at(0.9))
-    projections, remaining = loss.projections, loss.remaining
+    projections, remaining = list(loss.projections), loss.remaining
     loss.bind(STUDENT, TEACHER)
-    assert loss.projections is projections
+    assert all(kept is before for kept, before in zip(loss.projections, projections, strict=True))
     assert loss.remaining == remaining
     loss.bind(STUDENT, toy_anatomy(16, 4))
-    assert loss.projections.shape == (6, 16, 8)
+    assert [tuple(projection.shape) for projection in loss.projections] == [(16, 8)] * 6
     assert loss.remaining == loss.pairs
     assert not loss.running.any()
 

@@ -72,7 +72,7 @@ def test_it_learns_from_real_image_models() -> None:
     student, teacher = toy_vit(layers=1), toy_vit(layers=2, width=24)
     inputs, loss = image_inputs(), LocalCorrelationLoss(parts=2)
     loss.bind(Anatomy.of(student), Anatomy.of(teacher))
-    assert loss.images[0].sides is not None
+    assert loss.images[0][0].sides is not None
     ours, theirs = (
         capture(model, inputs, needs)[1] for model, needs in zip((student, teacher), loss.needs(), strict=True)
     )

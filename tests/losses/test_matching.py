@@ -66,7 +66,7 @@ def attention_of(loss: AttendedLayerLoss, scene: Scene) -> Tensor:
     """The attention (B, T, S) that a bound loss gives to a scene."""
     assert loss.attention is not None
     vectors = [
-        torch.stack([pooled_vector(shown.hidden_states[layer], scene.batch.mask, "mean") for layer in layers], 1)
+        [pooled_vector(shown.hidden_states[layer], scene.batch.mask, "mean") for layer in layers]
         for shown, layers in ((scene.student, loss.students), (scene.teacher, loss.teachers))
     ]
     return loss.attention(*vectors, scene.batch.real_rows())

@@ -15,10 +15,9 @@ from training_toys import logged, trainer_of
 from hfdistill import FrozenTeacher, Needs, Objective, Representations, TaskLoss
 from hfdistill.losses.response.correlation import CorrelationLoss
 from hfdistill.losses.response.decoupled import DecoupledLoss
-from hfdistill.losses.response.hard_label import HardLabelLoss
 from hfdistill.losses.response.soft_target import SoftTargetLoss
 from hfdistill.losses.response.standardized import StandardizedLoss
-from hfdistill.presets.classes import deit, dist, dkd, eskd, logit_regression, lskd
+from hfdistill.presets.classes import dist, dkd, eskd, logit_regression, lskd
 from hfdistill.representations import Batch
 
 EVERY: dict[str, tuple[Callable[..., Objective], dict[str, float], dict[str, float]]] = {
@@ -27,8 +26,6 @@ EVERY: dict[str, tuple[Callable[..., Objective], dict[str, float], dict[str, flo
     "dkd": (dkd, {"task": 1.0, "kd": 0.0}, {"task": 1.0, "kd": 1.0}),
     "dist": (dist, {"task": 1.0, "kd": 1.0}, {"task": 1.0, "kd": 1.0}),
     "lskd": (lskd, {"task": 0.1, "kd": 9.0}, {"task": 0.1, "kd": 9.0}),
-    "deit": (deit, {"task": 0.5, "kd": 0.5}, {"task": 0.5, "kd": 0.5}),
-    "deit, soft": (lambda: deit("soft"), {"task": 0.9, "kd": 0.1}, {"task": 0.9, "kd": 0.1}),
 }
 
 
@@ -122,22 +119,10 @@ def test_options_reach_their_losses() -> None:
     assert objective.weights(0.0) == {"task": 1.0, "kd": 2.0}
 
 
-def test_deit_has_two_modes() -> None:
-    """The soft one is weighed for a mean over the classes too, which must be taken by name."""
-    assert isinstance(deit()["kd"], HardLabelLoss)
-    soft = deit("soft")["kd"]
-    assert isinstance(soft, SoftTargetLoss)
-    assert (soft.reduction, soft.temperature(0.0), soft.scale_by_temperature) == ("elementmean", 3.0, True)
-    assert deit("soft", alpha=0.25).weights(0.0) == {"task": 0.75, "kd": 0.25}
-    with pytest.raises(ValueError, match=r"mode must be one of 'hard', 'soft', got 'both'"):
-        deit("both")
-
-
-@pytest.mark.parametrize("make", [eskd, deit])
-def test_a_share_is_between_0_and_1(make: Callable[..., Objective]) -> None:
+def test_a_share_is_between_0_and_1() -> None:
     """At 1.5 the labels would weigh -0.5: the student would learn to be wrong."""
     with pytest.raises(ValueError, match=r"alpha must be a share between 0 and 1, got 1.5"):
-        make(alpha=1.5)
+        eskd(alpha=1.5)
 
 
 @pytest.mark.parametrize("make", [dkd, dist, lskd])

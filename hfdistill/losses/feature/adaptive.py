@@ -10,9 +10,9 @@ from hfdistill.anatomy import Anatomy
 from hfdistill.functional.reductions import blanked
 from hfdistill.functional.supervision import prime_aware
 from hfdistill.losses.base import choose
-from hfdistill.losses.layerwise import Layers, LayerwiseLoss
+from hfdistill.losses.layerwise import Layers, LayerwiseLoss, pair_widths
 from hfdistill.losses.method import Method, Paper
-from hfdistill.losses.pooling import POOLINGS, pooled_vector
+from hfdistill.losses.pooling import POOLINGS, pooled_vector, settled_poolings
 from hfdistill.representations import Batch, Representations
 from hfdistill.schedules import Schedule, as_schedule
 
@@ -108,21 +108,25 @@ class PrimeAwareLoss(LayerwiseLoss):
         self.pooling = choose("pooling", pooling, (*POOLINGS, "tokens"))
         self.normalization = choose("normalization", normalization, ("layer", "batch"))
         self.variance = as_schedule(variance)
+        self.poolings = (pooling, pooling)
         self.branches = nn.ModuleList()
 
     def bind(self, student: Anatomy, teacher: Anatomy) -> None:
         """Resolve the layer map, build projectors and variance branches."""
         super().bind(student, teacher)
-        widths = (student.width, teacher.width)
+        if self.pooling != "tokens":
+            self.poolings = settled_poolings(self.pooling, student, teacher)
+        wanted = pair_widths(self.pairs, student, teacher)
         made = [(b.student_width, b.teacher_width) for b in self.branches if isinstance(b, VarianceBranch)]
-        if made != [widths] * len(self.pairs):
-            self.branches = nn.ModuleList(VarianceBranch(*widths, self.normalization) for _ in self.pairs)
+        if made != wanted:
+            self.branches = nn.ModuleList(VarianceBranch(*widths, self.normalization) for widths in wanted)
 
     def forward(self, student: Representations, teacher: Representations, batch: Batch) -> Tensor:
         """Sum over the mapped layers."""
         values = []
         for position, (ours, theirs) in enumerate(self.pairs):
-            state, target, mask = self._vectors(student.hidden_states[ours], teacher.hidden_states[theirs], batch)
+            states = student.hidden_states[ours], teacher.hidden_states[theirs]
+            state, target, mask = self._vectors(position, *states, batch)
             log_variance = self.branches[position](state, mask) * self.variance(batch.progress)
             values.append(
                 prime_aware(self.project(position, state), target, log_variance.clamp(-_BOUND, _BOUND), mask)
@@ -137,8 +141,11 @@ class PrimeAwareLoss(LayerwiseLoss):
         """Rows, or real tokens."""
         return batch.token_count() if self.pooling == "tokens" else batch.row_count()
 
-    def _vectors(self, student: Tensor, teacher: Tensor, batch: Batch) -> tuple[Tensor, Tensor, Tensor | None]:
+    def _vectors(
+        self, position: int, student: Tensor, teacher: Tensor, batch: Batch
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
         if self.pooling == "tokens":
-            return self.aligned(student, teacher, batch.mask)
-        student, teacher = (pooled_vector(side, batch.mask, self.pooling) for side in (student, teacher))
-        return student, teacher, batch.real_rows()
+            return self.aligned(position, student, teacher, batch.mask)
+        ours, theirs = self.poolings
+        vectors = pooled_vector(student, batch.mask, ours), pooled_vector(teacher, batch.mask, theirs)
+        return *vectors, batch.real_rows()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import groupby
 from typing import ClassVar
 
 import torch
@@ -11,9 +12,9 @@ from hfdistill.anatomy import Anatomy
 from hfdistill.functional.matching import attended_matching, energy, layer_attention
 from hfdistill.functional.reductions import blanked, unit
 from hfdistill.losses.base import DistillationLoss, choose
-from hfdistill.losses.layerwise import Layers, layer_sets, parse_layers
+from hfdistill.losses.layerwise import Layers, layer_sets, mapped_layers, parse_layers
 from hfdistill.losses.method import Method, Paper
-from hfdistill.losses.places import Grid, aligned_places
+from hfdistill.losses.places import Grid, aligned_places, grid_of
 from hfdistill.losses.pooling import pooled_vector
 from hfdistill.representations import Batch, Needs, Representations
 from hfdistill.schedules import Schedule
@@ -23,9 +24,10 @@ class AttendedLayerLoss(DistillationLoss):
     """Match every student layer with every teacher layer, each pair as much as a learnt attention says.
 
     L = sum over teacher layers t of mean_rows sum over student layers s of a_ts mean_tokens (v_s - v_t)^2. v: mean
-    square of each token, as a unit vector over the tokens. a: softmax over s of (<k_ts, q_t> + <p_t, p_s>) / sqrt(Q),
-    with q_t = norm(W_t g_t), k_ts = norm(W relu(norm(W_s g_s)))_t, g the mean of a layer's real tokens, and p learnt.
-    Free of both widths. The attention learns from the same loss: it may lower it by looking at what is easy.
+    square of each token, as a unit vector over the tokens, on the smaller grid of the two layers of image models. a:
+    softmax over s of (<k_ts, q_t> + <p_t, p_s>) / sqrt(Q), with q_t = norm(W_t g_t), k_ts = norm(W relu(norm(W_s
+    g_s)))_t, g the mean of a layer's real tokens, and p learnt. Free of both widths. The attention learns from the
+    same loss: it may lower it by looking at what is easy.
 
     Ji, Heo and Park 2021, Show, Attend and Distill, https://arxiv.org/abs/2102.02973, section 3.
 
@@ -74,7 +76,7 @@ class AttendedLayerLoss(DistillationLoss):
         self.norm = choose("norm", norm, ("layer", "batch"))
         self.students: tuple[int, ...] = ()
         self.teachers: tuple[int, ...] = ()
-        self.images = (Grid(), Grid())
+        self.images: tuple[list[Grid], list[Grid]] = ([], [])
         self.attention: _LayerAttention | None = None
 
     def bind(self, student: Anatomy, teacher: Anatomy) -> None:
@@ -82,12 +84,14 @@ class AttendedLayerLoss(DistillationLoss):
         if self.layers is None:
             ours, theirs = (frozenset(range(1, side.depth + 1)) for side in (student, teacher))
         else:
-            ours, theirs = layer_sets(self.layers.resolve(student.depth, teacher.depth))
+            ours, theirs = layer_sets(mapped_layers(self.layers, student, teacher))
         self.students, self.teachers = tuple(sorted(ours)), tuple(sorted(theirs))
-        self.images = (Grid(student.prefix_tokens, student.grid), Grid(teacher.prefix_tokens, teacher.grid))
-        sizes = (len(ours), len(theirs), student.width, teacher.width)
-        if self.attention is None or self.attention.sizes != sizes:
-            self.attention = _LayerAttention(*sizes, self.width, self.norm == "batch")
+        sides = (student, self.students), (teacher, self.teachers)
+        own, other = ([grid_of(anatomy, layer) for layer in layers] for anatomy, layers in sides)
+        self.images = own, other
+        widths = [tuple(anatomy.width_of(layer) for layer in layers) for anatomy, layers in sides]
+        if self.attention is None or self.attention.widths != widths:
+            self.attention = _LayerAttention(widths, self.width, self.norm == "batch")
 
     def needs(self) -> tuple[Needs, Needs]:
         """The hidden states of the layers that take part."""
@@ -99,42 +103,61 @@ class AttendedLayerLoss(DistillationLoss):
             raise ValueError("AttendedLayerLoss must be bound to two models before it compares: call bind first.")
         ours = [student.hidden_states[layer] for layer in self.students]
         theirs = [teacher.hidden_states[layer].detach() for layer in self.teachers]
-        (own, own_vectors), (other, other_vectors) = (
-            self._read(states, batch.mask, grid) for states, grid in zip((ours, theirs), self.images, strict=True)
+        attention = self.attention(
+            *(self._vectors(*side, batch.mask) for side in zip((ours, theirs), self.images, strict=True)),
+            batch.real_rows(),
         )
-        attention = self.attention(own_vectors, other_vectors, batch.real_rows())
-        own, other, mask = aligned_places(own, other, batch.mask, *self.images)  # (B, N, S), (B, N, T)
-        maps, targets = (unit(side.permute(2, 0, 1)) for side in (own, other))  # (S, B, N), (T, B, N)
-        return attended_matching(maps[None], targets, attention, mask)
+        values = []
+        for own in _of_one_grid(self.images[0]):
+            for other in _of_one_grid(self.images[1]):
+                first, second = (  # (B, N, S), (B, N, T)
+                    torch.stack([energy(state, batch.mask) for state in states], dim=-1)
+                    for states in (ours[own], theirs[other])
+                )
+                grids = self.images[0][own.start], self.images[1][other.start]
+                first, second, mask = aligned_places(first, second, batch.mask, *grids)
+                maps, targets = (unit(side.permute(2, 0, 1)) for side in (first, second))  # (S, B, N), (T, B, N)
+                values.append(attended_matching(maps[None], targets, attention[:, other, own], mask))
+        return torch.stack(values).sum()
 
     @staticmethod
-    def _read(states: list[Tensor], mask: Tensor | None, grid: Grid) -> tuple[Tensor, Tensor]:
-        """The energies of all layers' tokens, (B, N, layers), and their mean vectors, (B, layers, D)."""
-        energies = torch.stack([energy(state, mask) for state in states], dim=-1)
-        rest = None if mask is None else mask[:, grid.prefix :]
-        vectors = [pooled_vector(state[:, grid.prefix :], rest, "mean") for state in states]
-        return energies, torch.stack(vectors, dim=1)
+    def _vectors(states: list[Tensor], grids: list[Grid], mask: Tensor | None) -> list[Tensor]:
+        """The mean vector of each layer's places, (B, D)."""
+        return [
+            pooled_vector(state[:, grid.prefix :], None if mask is None else mask[:, grid.prefix :], "mean")
+            for state, grid in zip(states, grids, strict=True)
+        ]
+
+
+def _of_one_grid(grids: list[Grid]) -> list[slice]:
+    """Layers with places in common, as runs of their numbers; all of a model without stages are one run."""
+    runs = []
+    for _, run in groupby(range(len(grids)), key=grids.__getitem__):
+        numbers = list(run)
+        runs.append(slice(numbers[0], numbers[-1] + 1))
+    return runs
 
 
 class _LayerAttention(nn.Module):
     """From the mean vectors of S student and T teacher layers to the attention of each teacher layer."""
 
-    def __init__(
-        self, students: int, teachers: int, student_width: int, teacher_width: int, width: int, over_batch: bool
-    ) -> None:
+    def __init__(self, widths: list[tuple[int, ...]], width: int, over_batch: bool) -> None:
         super().__init__()
-        self.sizes = (students, teachers, student_width, teacher_width)
-        self.keys = nn.ModuleList(_Reading(student_width, width, over_batch) for _ in range(students))
-        self.queries = nn.ModuleList(_Reading(teacher_width, width, over_batch) for _ in range(teachers))
-        self.bilinear = _Reading(width, width * teachers, over_batch)
-        self.student_position = nn.Parameter(nn.init.xavier_normal_(torch.empty(students, width)))
-        self.teacher_position = nn.Parameter(nn.init.xavier_normal_(torch.empty(teachers, width)))
+        self.widths = widths  # of the student's layers, and of the teacher's
+        students, teachers = widths
+        self.keys = nn.ModuleList(_Reading(size, width, over_batch) for size in students)
+        self.queries = nn.ModuleList(_Reading(size, width, over_batch) for size in teachers)
+        self.bilinear = _Reading(width, width * len(teachers), over_batch)
+        self.student_position = nn.Parameter(nn.init.xavier_normal_(torch.empty(len(students), width)))
+        self.teacher_position = nn.Parameter(nn.init.xavier_normal_(torch.empty(len(teachers), width)))
 
-    def forward(self, students: Tensor, teachers: Tensor, real: Tensor | None) -> Tensor:
-        """(B, S, D_student), (B, T, D_teacher) and the rows that count, (B,), as the attention (B, T, S)."""
-        query = torch.stack([read(teachers[:, t], real) for t, read in enumerate(self.queries)], dim=1)  # (B, T, Q)
-        key = torch.stack([read(students[:, s], real).relu() for s, read in enumerate(self.keys)], dim=1)  # (B, S, Q)
-        keys = self.bilinear(key, real).unflatten(-1, (teachers.shape[1], -1))  # (B, S, T, Q)
+    def forward(self, students: list[Tensor], teachers: list[Tensor], real: Tensor | None) -> Tensor:
+        """S (B, D_student), T (B, D_teacher) and the rows that count, (B,), as the attention (B, T, S)."""
+        both = (self.queries, teachers), (self.keys, students)
+        query, key = (
+            torch.stack([read(vectors, real) for read, vectors in zip(*side, strict=True)], dim=1) for side in both
+        )  # (B, T, Q), (B, S, Q)
+        keys = self.bilinear(key.relu(), real).unflatten(-1, (len(teachers), -1))  # (B, S, T, Q)
         return layer_attention(query, keys, self.teacher_position, self.student_position)
 
 

@@ -118,13 +118,15 @@ class AttentionMapLoss(AttentionLoss):
     def bind(self, student: Anatomy, teacher: Anatomy) -> None:
         """Resolve the layer map; refuse numbers of heads that do not correspond."""
         super().bind(student, teacher)
-        shown = student.attention != "none" and teacher.attention != "none"
-        if shown and self.heads == "match" and student.heads != teacher.heads:
-            raise ValueError(
-                f"AttentionMapLoss compares head by head, got {student.heads} heads (student) and {teacher.heads} "
-                "(teacher). A head without a partner has nothing to learn. Use heads='mean', AttentionRelationLoss "
-                f"(any number of heads), or a student with num_attention_heads={teacher.heads}."
-            )
+        for ours, theirs in self.pairs if self.heads == "match" else ():
+            heads = student.heads_of(ours), teacher.heads_of(theirs)
+            if heads[0] != heads[1]:
+                raise ValueError(
+                    f"AttentionMapLoss compares head by head, got {heads[0]} heads (student) and {heads[1]} "
+                    f"(teacher) in layers {ours} and {theirs}. A head without a partner has nothing to learn. Use "
+                    "heads='mean', AttentionRelationLoss (any number of heads), or a student with "
+                    f"num_attention_heads={heads[1]}."
+                )
 
     def needs_of(self, layers: frozenset[int]) -> Needs:
         """Scores need queries and keys; probabilities can come from either."""
@@ -137,8 +139,7 @@ class AttentionMapLoss(AttentionLoss):
         if self.progressive is None:
             return super().forward(student, teacher, batch)
         position, share = layer_in_turn(batch.progress, len(self.pairs), self.progressive)
-        ours, theirs = self.pairs[position]
-        return share * self.compare(student.attentions[ours], teacher.attentions[theirs], batch.mask)
+        return share * self.compare(*self.shared(self.pairs[position], student, teacher), batch.mask)
 
     def compare(self, student: Attention, teacher: Attention, mask: Tensor | None) -> Tensor:
         """The difference of one pair of maps."""

@@ -70,17 +70,18 @@ class AttentiveChannelLoss(LayerwiseLoss):
         """Resolve the layer map and build the projector and the attention of each pair."""
         super().bind(student, teacher)
         made = [module.width for module in self.attentions if isinstance(module, _ChannelAttention)]
-        if made != [teacher.width] * len(self.pairs):
-            inner = max(int(teacher.width * self.ratio), 1)
-            self.attentions = nn.ModuleList(_ChannelAttention(teacher.width, inner) for _ in self.pairs)
+        widths = [teacher.width_of(layer) for _, layer in self.pairs]
+        if made != widths:
+            self.attentions = nn.ModuleList(
+                _ChannelAttention(width, max(int(width * self.ratio), 1)) for width in widths
+            )
 
     def forward(self, student: Representations, teacher: Representations, batch: Batch) -> Tensor:
         """Sum over the mapped layers."""
         values = []
         for position, (ours, theirs) in enumerate(self.pairs):
-            state, target, mask = self.aligned(
-                student.hidden_states[ours], teacher.hidden_states[theirs].detach(), batch.mask
-            )
+            states = student.hidden_states[ours], teacher.hidden_states[theirs].detach()
+            state, target, mask = self.aligned(position, *states, batch.mask)
             values.append(self.compare(self.project(position, state), target, mask, position))
         return torch.stack(values).sum()
 

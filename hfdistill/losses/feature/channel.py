@@ -101,7 +101,7 @@ class ChannelLoss(LayerwiseLoss):
         """Sum over the mapped layers, or the loss of the logits."""
         if self.knowledge == "hidden":
             return super().forward(student, teacher, batch)
-        ours, theirs = student.logits, teacher.logits
+        ours, theirs = student.taught_logits, teacher.logits
         if ours is None or theirs is None or ours.dim() != 3:
             shape = "none" if ours is None or theirs is None else str(tuple(ours.shape))
             raise ValueError(f"ChannelLoss(knowledge='logits') needs logits (B, N, K), got {shape}. {_ADVICE}")

@@ -11,7 +11,7 @@ from hfdistill.anatomy import Anatomy
 from hfdistill.functional.channel_matching import channel_cost, channel_groups, reduced_channels
 from hfdistill.functional.feature import hidden_mse
 from hfdistill.losses.base import choose
-from hfdistill.losses.layerwise import Layers, LayerwiseLoss
+from hfdistill.losses.layerwise import Layers, LayerwiseLoss, pair_widths
 from hfdistill.losses.method import Method, Paper
 from hfdistill.representations import Batch, Representations
 from hfdistill.schedules import Schedule
@@ -81,24 +81,27 @@ class ChannelMatchingLoss(LayerwiseLoss):
             )
         self.update_every = update_every
         self.cost_batches = cost_batches
-        self._forget(0, 1, 1)
+        self._forget([])
 
     def bind(self, student: Anatomy, teacher: Anatomy) -> None:
         """Resolve the layer map; refuse a student that is wider than its teacher."""
         super().bind(student, teacher)
-        if student.width > teacher.width:
-            raise ValueError(
-                f"ChannelMatchingLoss needs a student not wider than its teacher, got {student.width} and "
-                f"{teacher.width}: some of its channels would have no teacher. Use HiddenStateLoss, which projects."
-            )
-        if self.cost.shape != (len(self.pairs), student.width, teacher.width):
-            self._forget(len(self.pairs), student.width, teacher.width)
+        widths = pair_widths(self.pairs, student, teacher)
+        for own, other in widths:
+            if own > other:
+                raise ValueError(
+                    f"ChannelMatchingLoss needs a student not wider than its teacher, got {own} and {other} in layers "
+                    f"{self.pairs}: some of its channels would have no teacher. Use HiddenStateLoss, which projects, "
+                    "or map layers of the teacher that are wide enough."
+                )
+        if self.widths != widths:
+            self._forget(widths)
 
     def forward(self, student: Representations, teacher: Representations, batch: Batch) -> Tensor:
         """Sum over the mapped layers; in training mode the costs are gathered on the way."""
         aligned = [
-            self.aligned(student.hidden_states[ours], teacher.hidden_states[theirs], batch.mask)
-            for ours, theirs in self.pairs
+            self.aligned(position, student.hidden_states[ours], teacher.hidden_states[theirs], batch.mask)
+            for position, (ours, theirs) in enumerate(self.pairs)
         ]
         if self.training:
             self._observe(aligned, batch)
@@ -108,16 +111,30 @@ class ChannelMatchingLoss(LayerwiseLoss):
     def compare(self, student: Tensor, teacher: Tensor, mask: Tensor | None, position: int = 0) -> Tensor:
         """The loss of the pair of layers at `position`, with its assignment as it is."""
         reduction = "max" if self.reduction == "max" else "absolute_max"
-        return hidden_mse(student, reduced_channels(teacher, self.groups[position], reduction), mask)
+        return hidden_mse(student, reduced_channels(teacher, self._members(position), reduction), mask)
 
-    def _forget(self, pairs: int, student_width: int, teacher_width: int) -> None:
-        """Begin without costs, and with an assignment in the order of the channels."""
-        size = 1 if self.reduction == "sparse" else teacher_width // student_width
-        order = torch.arange(student_width * size).view(student_width, size)
-        self.register_buffer("cost", torch.zeros(pairs, student_width, teacher_width))
+    def _forget(self, widths: list[tuple[int, int]]) -> None:
+        """Begin without costs, and with an assignment in the order of the channels; of the widths of each pair."""
+        self.widths = widths
+        sizes = [(own, self._size(own, other)) for own, other in widths]
+        orders = [torch.arange(own * size).view(own, size) for own, size in sizes]
+        shape = [max((pair[side] for pair in widths), default=0) for side in (0, 1)]
+        self.register_buffer("cost", torch.zeros(len(widths), *shape))
         self.register_buffer("rows", torch.zeros(()))
         self.register_buffer("batches", torch.zeros((), dtype=torch.long))
-        self.register_buffer("groups", order.repeat(pairs, 1, 1))  # (pairs, D_student, G)
+        # (pairs, D_student, G), of which pairs of narrower layers fill their part alone
+        self.register_buffer("groups", torch.zeros(len(widths), *_largest(orders), dtype=torch.long))
+        for place, order in zip(self.groups, orders, strict=True):
+            place[: order.shape[0], : order.shape[1]] = order
+
+    def _size(self, student_width: int, teacher_width: int) -> int:
+        """G, the teacher channels of each student channel."""
+        return 1 if self.reduction == "sparse" else teacher_width // student_width
+
+    def _members(self, position: int) -> Tensor:
+        """The assignment of the pair of layers at `position`, (D_student, G)."""
+        own, other = self.widths[position]
+        return self.groups[position, :own, : self._size(own, other)]
 
     @torch.no_grad()
     def _observe(self, aligned: list[tuple[Tensor, Tensor, Tensor | None]], batch: Batch) -> None:
@@ -128,12 +145,19 @@ class ChannelMatchingLoss(LayerwiseLoss):
         if turn >= self.cost_batches:
             return
         rows = batch.row_count().to(self.rows)
-        costs = torch.stack([channel_cost(*parts) for parts in aligned]).to(self.cost) * rows
+        costs = torch.zeros_like(self.cost)
+        for cost, parts in zip(costs, aligned, strict=True):
+            cost[: parts[0].shape[-1], : parts[1].shape[-1]] = channel_cost(*parts) * rows
         if distributed.is_available() and distributed.is_initialized():  # the same assignment on all processes
             distributed.all_reduce(costs)
             distributed.all_reduce(rows)
         self.cost.copy_(costs if turn == 0 else self.cost + costs)
         self.rows.copy_(rows if turn == 0 else self.rows + rows)
         if self.rows > 0 and (first or turn == self.cost_batches - 1):
-            size = self.groups.shape[-1]
-            self.groups.copy_(torch.stack([channel_groups(cost / self.rows, size) for cost in self.cost]))
+            for position, (own, other) in enumerate(self.widths):
+                cost = self.cost[position, :own, :other] / self.rows
+                self._members(position).copy_(channel_groups(cost, self._size(own, other)))
+
+
+def _largest(orders: list[Tensor]) -> tuple[int, int]:
+    return max((len(order) for order in orders), default=0), max((order.shape[1] for order in orders), default=0)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from torch import Tensor
 
 from hfdistill.anatomy import Anatomy
@@ -36,7 +34,7 @@ class FeatureMapLoss(LayerwiseLoss):
         progressive: share of the run, in (0, 1], in which the layers take turns; None: all learn at once. After it the
             loss is 0; let the weight end there too. The paper lets earlier layers go on with a tenth of the learning
             rate, which this does not.
-        shared_projector: one W for all pairs instead of one per pair.
+        shared_projector: one W for all pairs of layers of the same widths instead of one per pair.
         weight: see DistillationLoss.
 
     Raises:
@@ -66,9 +64,9 @@ class FeatureMapLoss(LayerwiseLoss):
         self.progressive = progressive
         check_progressive(progressive)
 
-    def bind(self, student: Anatomy, teacher: Anatomy) -> None:
-        """Resolve the layer map and build the projectors, which statistics of any two widths do not need."""
-        super().bind(student, teacher if self.part == "normalized" else replace(teacher, width=student.width))
+    def projected_widths(self, student: Anatomy, teacher: Anatomy) -> list[tuple[int, int]]:
+        """Both widths of each pair of layers that is projected; statistics of any two widths need not be."""
+        return super().projected_widths(student, teacher) if self.part == "normalized" else []
 
     def forward(self, student: Representations, teacher: Representations, batch: Batch) -> Tensor:
         """Sum of `compare` over the mapped layers, or the layer's whose turn it is."""
@@ -76,7 +74,8 @@ class FeatureMapLoss(LayerwiseLoss):
             return super().forward(student, teacher, batch)
         position, share = layer_in_turn(batch.progress, len(self.pairs), self.progressive)
         ours, theirs = self.pairs[position]
-        state, target, mask = self.aligned(student.hidden_states[ours], teacher.hidden_states[theirs], batch.mask)
+        states = student.hidden_states[ours], teacher.hidden_states[theirs]
+        state, target, mask = self.aligned(position, *states, batch.mask)
         return share * self.compare(self.project(position, state), target, mask)
 
     def compare(self, student: Tensor, teacher: Tensor, mask: Tensor | None) -> Tensor:

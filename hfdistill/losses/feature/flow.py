@@ -12,6 +12,7 @@ from hfdistill.anatomy import Anatomy
 from hfdistill.functional.feature import flow_of_solution
 from hfdistill.losses.layerwise import Layers, LayerwiseLoss
 from hfdistill.losses.method import Method, Paper
+from hfdistill.losses.places import pooled_grid
 from hfdistill.representations import Batch, Representations
 from hfdistill.schedules import Schedule
 
@@ -20,8 +21,9 @@ class FlowLoss(LayerwiseLoss):
     """Match how a row's states change from each mapped layer to the next.
 
     G = (1/n) sum_tokens x y^T relates the states x of one layer with the states y of the next mapped layer of the same
-    network; L = sum over consecutive pairs of the map of mean_rows mean (G_s - G_t)^2, of D_teacher^2 entries. Student
-    states are projected where the widths differ. G has that many entries for each row: 2.4 MB at a width of 768.
+    network, the larger grid average-pooled to the smaller where a model's stages have different ones; L = sum over
+    consecutive pairs of the map of mean_rows mean (G_s - G_t)^2, of D_teacher^2 entries. Student states are projected
+    where the widths differ. G has that many entries for each row: 2.4 MB at a width of 768.
 
     Yim et al. 2017, A Gift from Knowledge Distillation, CVPR,
     https://openaccess.thecvf.com/content_cvpr_2017/html/Yim_A_Gift_From_CVPR_2017_paper.html, equations 1 and 2,
@@ -31,7 +33,7 @@ class FlowLoss(LayerwiseLoss):
 
     Args:
         layers: which student layer learns from which teacher layer, at least two pairs; 0 is the embedding output.
-        shared_projector: one projector for all layers instead of one per pair.
+        shared_projector: one projector for all pairs of layers of the same widths instead of one per pair.
         weight: see DistillationLoss.
 
     Raises:
@@ -68,14 +70,16 @@ class FlowLoss(LayerwiseLoss):
 
     def forward(self, student: Representations, teacher: Representations, batch: Batch) -> Tensor:
         """Sum over the consecutive pairs of the map."""
-        sides = []
+        shown = []
         for position, (ours, theirs) in enumerate(self.pairs):
-            state, target, mask = self.aligned(student.hidden_states[ours], teacher.hidden_states[theirs], batch.mask)
-            sides.append((self.project(position, state), target, mask))
-        values = [
-            flow_of_solution(state, next_state, target, next_target, mask)
-            for (state, target, mask), (next_state, next_target, _) in pairwise(sides)
-        ]
+            states = student.hidden_states[ours], teacher.hidden_states[theirs]
+            state, target, mask = self.aligned(position, *states, batch.mask)
+            shown.append((self.project(position, state), target, mask))
+        values = []
+        for (state, target, mask), (next_state, next_target, _) in pairwise(shown):
+            ours_first, ours_second = self._on_one_grid(state, next_state)
+            theirs_first, theirs_second = self._on_one_grid(target, next_target)
+            values.append(flow_of_solution(ours_first, ours_second, theirs_first, theirs_second, mask))
         return torch.stack(values).sum()
 
     def compare(self, student: Tensor, teacher: Tensor, mask: Tensor | None) -> Tensor:
@@ -85,3 +89,11 @@ class FlowLoss(LayerwiseLoss):
     def count(self, batch: Batch) -> Tensor:
         """Rows."""
         return batch.row_count()
+
+    def _on_one_grid(self, first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
+        """The states of two layers of one model, the larger grid average-pooled to the smaller."""
+        sides = self.sides(first.shape[1]), self.sides(second.shape[1])
+        if sides[0] is None or sides[1] is None:
+            return first, second
+        smaller = (min(sides[0][0], sides[1][0]), min(sides[0][1], sides[1][1]))
+        return pooled_grid(first, sides[0], smaller), pooled_grid(second, sides[1], smaller)

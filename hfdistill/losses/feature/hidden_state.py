@@ -29,7 +29,7 @@ class HiddenStateLoss(LayerwiseLoss):
             includes.
         metric: "mse" or "cosine".
         embeddings: False leaves pairs with the embedding output out of the map.
-        shared_projector: one W for all pairs, as TinyBERT has, instead of one per pair.
+        shared_projector: one W for all pairs of layers of the same widths, as TinyBERT has, instead of one per pair.
         weight: see DistillationLoss.
 
     Raises:

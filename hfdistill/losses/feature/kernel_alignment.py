@@ -101,8 +101,9 @@ class KernelAlignmentLoss(BatchRelationLoss):
         if self.samples == "rows":
             return super().forward(student, teacher, batch)
         values = []
-        for ours, theirs in self.pairs:
-            state, target, mask = self.aligned(student.hidden_states[ours], teacher.hidden_states[theirs], batch.mask)
+        for position, (ours, theirs) in enumerate(self.pairs):
+            states = student.hidden_states[ours], teacher.hidden_states[theirs]
+            state, target, mask = self.aligned(position, *states, batch.mask)
             kept = None if mask is None else self.all_rows(mask.bool().flatten())  # (B * N,)
             # flattened first: the number of tokens may differ between processes
             rows, targets = (self.all_rows(side.flatten(0, 1)) for side in (state, target.detach()))  # (B * N, D)

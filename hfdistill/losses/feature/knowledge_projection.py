@@ -10,9 +10,8 @@ from torch import Tensor, distributed, nn
 
 from hfdistill.anatomy import Anatomy
 from hfdistill.functional.activation import projected_mse
-from hfdistill.functional.reductions import masked_mean
 from hfdistill.layer_map import LayerMap
-from hfdistill.losses.layerwise import LayerwiseLoss
+from hfdistill.losses.layerwise import LayerwiseLoss, pair_widths
 from hfdistill.losses.method import Method, Paper
 from hfdistill.representations import Batch, Representations
 from hfdistill.schedules import Schedule
@@ -89,9 +88,11 @@ class KnowledgeProjectionLoss(LayerwiseLoss):
                 )
         self.candidates = (student_layers, teacher_layers)
         self.dropped, self.selection, self.momentum = dropped, selection, momentum
-        self.projections = nn.Parameter(torch.empty(0, 0, 0))  # (candidates, D_teacher, D_student)
+        self.projections = nn.ParameterList()  # of each candidate, (D_teacher, D_student)
         self.register_buffer("running", torch.empty(0))  # (candidates,) running mean of each one's loss
         self.register_buffer("left", torch.empty(0, dtype=torch.bool))  # (candidates,) False: dropped
+        self._known: list[int] | None = None  # the numbers of those left, so that the host need not wait for `left`
+        self.register_load_state_dict_post_hook(_forget)  # type: ignore[no-untyped-call]
 
     def bind(self, student: Anatomy, teacher: Anatomy) -> None:
         """Pair all candidates, and make a projection for each."""
@@ -101,12 +102,11 @@ class KnowledgeProjectionLoss(LayerwiseLoss):
         )
         self.layers = LayerMap.explicit([(own, other) for own in ours for other in theirs])
         super().bind(student, teacher)
-        sizes = (len(self.pairs), teacher.width, student.width)
-        if self.projections.shape != sizes:
-            self.projections = nn.Parameter(torch.empty(sizes))
-            for projection in self.projections.detach():
-                nn.init.xavier_uniform_(projection)
-            self.running, self.left = torch.zeros(sizes[0]), torch.ones(sizes[0], dtype=torch.bool)
+        shapes = [(other, own) for own, other in pair_widths(self.pairs, student, teacher)]
+        if [tuple(projection.shape) for projection in self.projections] != shapes:
+            self.projections = nn.ParameterList(nn.init.xavier_uniform_(torch.empty(shape)) for shape in shapes)
+            self.running, self.left = torch.zeros(len(shapes)), torch.ones(len(shapes), dtype=torch.bool)
+            self._known = None
 
     @property
     def remaining(self) -> tuple[tuple[int, int], ...]:
@@ -117,31 +117,23 @@ class KnowledgeProjectionLoss(LayerwiseLoss):
         """Mean over the candidates that are left."""
         learning = self.training and torch.is_grad_enabled()  # evaluation selects nothing
         chosen = self._chosen(self._wanted(batch.progress), learning)
-        states, targets, mask = self._stacked(student, teacher, batch.mask)
-        rows = targets[chosen % len(targets)].to(self.projections.dtype)  # (left, B, N, D_teacher)
-        projected = (rows.flatten(1, 2) @ self.projections[chosen]).reshape(*rows.shape[:3], -1)
-        ours = states[chosen // len(targets)]  # (left, B, N, D_student)
-        losses = torch.stack([self.compare(*both, mask) for both in zip(ours, projected, strict=True)])
-        value = masked_mean(losses, self.left[chosen])
+        losses = torch.stack([self._candidate(number, student, teacher, batch) for number in chosen])
         if learning:
             self._note(chosen, losses.detach(), self.count(batch))
-        return value
+        return losses.mean()
 
     def compare(self, student: Tensor, teacher: Tensor, mask: Tensor | None) -> Tensor:
         """One candidate, the teacher's states projected already."""
         return projected_mse(student, teacher, mask)
 
-    def _stacked(
-        self, student: Representations, teacher: Representations, mask: Tensor | None
-    ) -> tuple[Tensor, Tensor, Tensor | None]:
-        """All candidate layers of each side, (layers, B, N, D), the teacher's padding set to 0, and the mask."""
-        both = [self.aligned(student.hidden_states[a], teacher.hidden_states[b], mask) for a, b in self.pairs]
-        theirs = len({layer for _, layer in self.pairs})
-        targets = torch.stack([target.detach() for _, target, _ in both[:theirs]])
-        mask = both[0][2]
+    def _candidate(self, number: int, student: Representations, teacher: Representations, batch: Batch) -> Tensor:
+        """The loss of one candidate."""
+        (ours, theirs), projection = self.pairs[number], self.projections[number]
+        states = student.hidden_states[ours], teacher.hidden_states[theirs].detach()
+        state, target, mask = self.aligned(number, *states, batch.mask)
         if mask is not None:  # what is multiplied with P must hold no NaN: its gradient would
-            targets = targets.masked_fill(~mask.bool()[..., None], 0)
-        return torch.stack([state for state, _, _ in both[::theirs]]), targets, mask
+            target = target.masked_fill(~mask.bool()[..., None], 0)
+        return self.compare(state, target.to(projection.dtype) @ projection, mask)
 
     def _wanted(self, progress: float) -> int:
         """How many candidates there are, by progress alone: every process and a resumed run agree on it."""
@@ -152,15 +144,19 @@ class KnowledgeProjectionLoss(LayerwiseLoss):
         done = rounds if progress >= self.selection else int(progress / self.selection * rounds)
         return counts[done]
 
-    def _chosen(self, wanted: int, learning: bool) -> Tensor:
-        """Numbers of the best candidates, (wanted,); found on the device, which the host does not wait for."""
-        best_first = self.running.masked_fill(~self.left, torch.inf).argsort(stable=True)
-        chosen = best_first[:wanted]
+    def _chosen(self, wanted: int, learning: bool) -> list[int]:
+        """Numbers of the best candidates; the host waits for them only where one is dropped, and in evaluation."""
+        if learning and self._known is not None and len(self._known) == wanted:
+            return self._known
+        best_first = self.running.masked_fill(~self.left, torch.inf).argsort(stable=True)[:wanted].tolist()
+        left = self.left.tolist()
+        chosen = [number for number in best_first if left[number]]
         if learning:
-            self.left &= torch.zeros_like(self.left).index_fill(0, chosen, True)
+            self.left &= torch.zeros_like(self.left).index_fill(0, torch.tensor(chosen, device=self.left.device), True)
+            self._known = chosen
         return chosen
 
-    def _note(self, chosen: Tensor, losses: Tensor, count: Tensor) -> None:
+    def _note(self, chosen: list[int], losses: Tensor, count: Tensor) -> None:
         """Move the running means towards these losses, averaged over the tokens of all processes."""
         count = count.to(losses)
         total = torch.cat([losses * count, count[None]]).to(self.running)
@@ -175,3 +171,8 @@ class KnowledgeProjectionLoss(LayerwiseLoss):
 def _thirds(depth: int) -> list[int]:
     """The layers at one third, two thirds and the whole of a depth, each once."""
     return sorted({-(-depth * third // 3) for third in (1, 2, 3)})
+
+
+def _forget(loss: KnowledgeProjectionLoss, _: object) -> None:
+    """What is left was read from a checkpoint."""
+    loss._known = None

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from hfdistill.anatomy import Anatomy
 from hfdistill.functional.learned_transfer import weighted_feature_match
 from hfdistill.losses.bilevel import BilevelLoss
-from hfdistill.losses.layerwise import Layers
+from hfdistill.losses.layerwise import Layers, mapped_layers
 from hfdistill.losses.method import Method, Paper
 from hfdistill.losses.pooling import pooled_vector
 from hfdistill.representations import Batch, Representations
@@ -75,7 +75,7 @@ class LearnedTransferLoss(BilevelLoss):
 
     def paired(self, student: Anatomy, teacher: Anatomy) -> tuple[tuple[int, int], ...]:
         """Each candidate of the student's with each of the teacher's."""
-        chosen = self.layers.resolve(student.depth, teacher.depth)
+        chosen = mapped_layers(self.layers, student, teacher)
         ours, theirs = (spaced(sorted({pair[side] for pair in chosen}), self.candidates) for side in (0, 1))
         self.teacher_layers = theirs
         return tuple((own, other) for other in theirs for own in ours)
@@ -83,11 +83,11 @@ class LearnedTransferLoss(BilevelLoss):
     def bind(self, student: Anatomy, teacher: Anatomy) -> None:
         """Choose the candidates, and build the projectors and the meta networks."""
         super().bind(student, teacher)
-        sizes = [teacher.width] * len(self.teacher_layers) + [1] * len(self.pairs)
-        made = [(part.in_features, part.out_features) for part in self.meta if isinstance(part, nn.Linear)]
-        if made == [(teacher.width, size) for size in sizes]:
+        sizes = [(teacher.width_of(layer), teacher.width_of(layer)) for layer in self.teacher_layers]
+        sizes += [(teacher.width_of(layer), 1) for _, layer in self.pairs]
+        if [(part.in_features, part.out_features) for part in self.meta if isinstance(part, nn.Linear)] == sizes:
             return
-        parts = [nn.Linear(teacher.width, size) for size in sizes]
+        parts = [nn.Linear(*size) for size in sizes]
         for number, part in enumerate(parts):
             nn.init.zeros_(part.weight)
             nn.init.constant_(part.bias, float(number >= len(self.teacher_layers)))  # lambda begins at 1
@@ -101,7 +101,8 @@ class LearnedTransferLoss(BilevelLoss):
         """The weighted match of all pairs."""
         values = []
         for position, (ours, theirs) in enumerate(self.pairs):
-            state, target, mask = self.aligned(student.hidden_states[ours], teacher.hidden_states[theirs], batch.mask)
+            states = student.hidden_states[ours], teacher.hidden_states[theirs]
+            state, target, mask = self.aligned(position, *states, batch.mask)
             pooled = pooled_vector(target.detach(), mask, "mean").to(next(self.meta.parameters()).dtype)  # (B, D)
             channels = self.meta[self.teacher_layers.index(theirs)](pooled).softmax(-1)  # (B, D)
             pairing = F.relu6(self.meta[len(self.teacher_layers) + position](pooled))[:, 0]  # (B,)

@@ -6,10 +6,11 @@ import torch
 from torch import Tensor
 
 from hfdistill import functional
+from hfdistill.anatomy import Anatomy
 from hfdistill.losses.base import choose
 from hfdistill.losses.layerwise import Layers, LayerwiseLoss
 from hfdistill.losses.method import Method, Paper
-from hfdistill.losses.pooling import POOLINGS, pooled_vector
+from hfdistill.losses.pooling import POOLINGS, pooled_vector, settled_poolings
 from hfdistill.representations import Batch, Representations
 from hfdistill.schedules import Schedule
 
@@ -29,7 +30,8 @@ class PatienceLoss(LayerwiseLoss):
     Args:
         layers: "skip" (PKD-Skip) or `LayerMap.last(final=False)` (PKD-Last), or any other map.
         normalize: compare directions; False compares the vectors themselves.
-        pooling: "cls", "mean" of the real tokens, or "last" real token (causal models).
+        pooling: "cls", "mean" of the real tokens, or "last" real token (causal models); of an image model without a
+            class token (Swin, convolutional models) the mean over its places instead of "cls".
         reduction: "mean" or "paper".
         weight: see DistillationLoss.
 
@@ -73,26 +75,30 @@ class PatienceLoss(LayerwiseLoss):
         super().__init__(layers, weight=weight)
         self.normalize = normalize
         self.pooling = choose("pooling", pooling, tuple(POOLINGS))
+        self.poolings = (pooling, pooling)
         self.reduction = choose("reduction", reduction, ("mean", "paper"))
+
+    def bind(self, student: Anatomy, teacher: Anatomy) -> None:
+        """Resolve the layer map, build the projectors and settle how rows are pooled."""
+        super().bind(student, teacher)
+        self.poolings = settled_poolings(self.pooling, student, teacher)
 
     def forward(self, student: Representations, teacher: Representations, batch: Batch) -> Tensor:
         """The patience loss over all mapped layers at once."""
-        vectors, targets = [], []
-        for position, (student_layer, teacher_layer) in enumerate(self.pairs):
-            vector = pooled_vector(student.hidden_states[student_layer], batch.mask, self.pooling)
-            vectors.append(self.project(position, vector))
-            targets.append(pooled_vector(teacher.hidden_states[teacher_layer], batch.mask, self.pooling))
-        ours, theirs = torch.stack(vectors, dim=1), torch.stack(targets, dim=1)  # (B, M, D)
-        real = batch.real_rows()
-        if real is None:
-            return functional.patience(ours, theirs, self.normalize, self.reduction)
-        # a row without a real token has no vector: 0 on both sides, and not in the denominator
-        ours, theirs = (side.masked_fill(~real[:, None, None], 0.0) for side in (ours, theirs))
-        value = functional.patience(ours, theirs, self.normalize, self.reduction)
-        return value * batch.size / batch.row_count().to(value).clamp(min=1.0)
+        real, values = batch.real_rows(), []
+        for position, (ours, theirs) in enumerate(self.pairs):
+            vector = pooled_vector(student.hidden_states[ours], batch.mask, self.poolings[0])
+            target = pooled_vector(teacher.hidden_states[theirs], batch.mask, self.poolings[1])
+            sides = self.project(position, vector), target
+            if real is not None:  # a row without a real token has no vector: 0 on both sides
+                sides = sides[0].masked_fill(~real[:, None], 0.0), target.masked_fill(~real[:, None], 0.0)
+            values.append(self.compare(*sides, None))
+        value = torch.stack(values).mean() if self.reduction == "mean" else torch.stack(values).sum()
+        # nor is it in the denominator
+        return value if real is None else value * batch.size / batch.row_count().to(value).clamp(min=1.0)
 
     def compare(self, student: Tensor, teacher: Tensor, mask: Tensor | None) -> Tensor:
-        """One pair of layers alone."""
+        """One pair of layers alone; (B, D) on both sides."""
         return functional.patience(student.unsqueeze(1), teacher.unsqueeze(1), self.normalize, self.reduction)
 
     def count(self, batch: Batch) -> Tensor:

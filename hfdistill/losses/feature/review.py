@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import ClassVar
 
 import torch
@@ -12,10 +11,10 @@ from hfdistill.anatomy import Anatomy
 from hfdistill.functional.reductions import blanked
 from hfdistill.functional.review import gated_fusion, hierarchical_context
 from hfdistill.losses.base import choose
-from hfdistill.losses.layerwise import Layers, LayerwiseLoss
+from hfdistill.losses.layerwise import Layers, LayerwiseLoss, pair_widths
 from hfdistill.losses.method import Method, Paper
-from hfdistill.losses.places import Grid
-from hfdistill.losses.pooling import POOLINGS, pooled_vector
+from hfdistill.losses.places import enlarged_grid
+from hfdistill.losses.pooling import POOLINGS, pooled_vector, settled_poolings
 from hfdistill.representations import Batch, Representations
 from hfdistill.schedules import Schedule
 
@@ -33,10 +32,11 @@ class ReviewLoss(LayerwiseLoss):
     Chen, Liu, Zhao and Jia 2021, Distilling Knowledge via Knowledge Review, https://arxiv.org/abs/2104.09044, section
     3. For transformers, ours: LayerNorm in place of the first batch normalisation, so that neither padding
     nor the micro-batch changes the loss; W_3 is linear with a bias, not a 3 x 3 convolution with a batch
-    normalisation; levels have the same places, so the residual is not resized.
+    normalisation.
 
     Shapes: hidden states (B, N, D_student) and (B, N, D_teacher); of images the patches only. Levels are fused in the
-    width min(512, D_student).
+    width min(512, largest D_student). What a level passes on is repeated over the larger grid of the next one, where
+    the student's stages have different grids.
 
     Args:
         layers: the levels, which student layer learns from which teacher layer; any order.
@@ -69,16 +69,24 @@ class ReviewLoss(LayerwiseLoss):
     ) -> None:
         super().__init__(layers, weight=weight)
         self.pooled = choose("pooled", pooled, ("none", *POOLINGS))
+        self.poolings = (pooled, pooled)
         self.levels = nn.ModuleList()
 
     def bind(self, student: Anatomy, teacher: Anatomy) -> None:
         """Resolve the layer map and build the fusion of each level."""
         super().bind(student, teacher)
-        self.pairs = tuple(sorted(self.pairs))
-        count = len(self.pairs) + (self.pooled != "none")
-        wanted = [(student.width, teacher.width, level == count - 1) for level in range(count)]
+        widths = pair_widths(self.pairs, student, teacher)
+        if self.pooled != "none":
+            self.poolings = settled_poolings(self.pooled, student, teacher)
+            widths = [*widths, widths[-1]]
+        width = min(_WIDEST, max(own for own, _ in widths))
+        wanted = [(own, width, other, level == len(widths) - 1) for level, (own, other) in enumerate(widths)]
         if [level.sizes for level in self.levels if isinstance(level, _Level)] != wanted:
             self.levels = nn.ModuleList(_Level(*sizes) for sizes in wanted)
+
+    def paired(self, student: Anatomy, teacher: Anatomy) -> tuple[tuple[int, int], ...]:
+        """The levels, the shallowest first."""
+        return tuple(sorted(super().paired(student, teacher)))
 
     def forward(self, student: Representations, teacher: Representations, batch: Batch) -> Tensor:
         """Sum over the levels, the deepest first."""
@@ -86,41 +94,44 @@ class ReviewLoss(LayerwiseLoss):
         residual: Tensor | None = None
         if self.pooled != "none":
             ours, theirs = self.pairs[-1]
-            vector, target = (  # (B, 1, D)
-                pooled_vector(states, batch.mask, self.pooled)[:, None]
-                for states in (student.hidden_states[ours], teacher.hidden_states[theirs])
-            )
+            vector = pooled_vector(student.hidden_states[ours], batch.mask, self.poolings[0])[:, None]  # (B, 1, D)
+            target = pooled_vector(teacher.hidden_states[theirs], batch.mask, self.poolings[1])[:, None]
             real = batch.real_rows()
             real = None if real is None else real[:, None]  # (B, 1)
             fused, residual = self.levels[-1](vector, None, real)
             values.append(hierarchical_context(fused, target, real))
-        for (ours, theirs), level in reversed(list(zip(self.pairs, self.levels, strict=False))):
-            fused, residual = level(student.hidden_states[ours], residual, batch.mask)
-            values.append(self.compare(*self.aligned(fused, teacher.hidden_states[theirs], batch.mask)))
+        for position in reversed(range(len(self.pairs))):
+            ours, theirs = self.pairs[position]
+            states = student.hidden_states[ours]
+            residual = self._resized(residual, position, states.shape[1])
+            fused, residual = self.levels[position](states, residual, batch.mask)
+            values.append(self.compare(*self.aligned(position, fused, teacher.hidden_states[theirs], batch.mask)))
         return torch.stack(values).sum()
 
     def compare(self, student: Tensor, teacher: Tensor, mask: Tensor | None) -> Tensor:
         """The hierarchical context loss of one level, the student's already fused."""
-        smaller = min((grid for grid in self.images if grid.sides), key=_patches, default=Grid())
-        sides = smaller.of(student.shape[1])
+        sides = self.sides(student.shape[1])
         return hierarchical_context(student, teacher, mask if sides is None else None, sides)
 
     def count(self, batch: Batch) -> Tensor:
         """Rows."""
         return batch.row_count()
 
-
-def _patches(grid: Grid) -> int:
-    return math.prod(grid.sides or ())
+    def _resized(self, residual: Tensor | None, position: int, tokens: int) -> Tensor | None:
+        """What the deeper level passed on, in as many tokens as the level at `position` has; one stands for all."""
+        if residual is None or residual.shape[1] in (1, tokens):
+            return residual
+        (deeper, _), (grid, _) = self.images[position + 1], self.images[position]
+        sides, larger = deeper.of(residual.shape[1]), grid.of(tokens)
+        return residual if sides is None or larger is None else enlarged_grid(residual, sides, larger)
 
 
 class _Level(nn.Module):
     """One level of the student fused with what the deeper ones pass on, in a common width and in the teacher's."""
 
-    def __init__(self, student_width: int, teacher_width: int, deepest: bool) -> None:
+    def __init__(self, student_width: int, width: int, teacher_width: int, deepest: bool) -> None:
         super().__init__()
-        self.sizes = (student_width, teacher_width, deepest)
-        width = min(_WIDEST, student_width)
+        self.sizes = (student_width, width, teacher_width, deepest)
         self.inner = nn.Linear(student_width, width, bias=False)
         self.norm = nn.LayerNorm(width)
         self.gates = None if deepest else nn.Linear(2 * width, 2)

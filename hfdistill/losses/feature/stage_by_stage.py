@@ -74,10 +74,13 @@ class StageByStageLoss(LayerwiseLoss):
         self.depth = 0
 
     def bind(self, student: Anatomy, teacher: Anatomy) -> None:
-        """Resolve the layer map, from below, and build the projectors."""
+        """Resolve the layer map and build the projectors."""
         super().bind(student, teacher)
-        self.pairs = tuple(sorted(self.pairs))
         self.depth = student.depth
+
+    def paired(self, student: Anatomy, teacher: Anatomy) -> tuple[tuple[int, int], ...]:
+        """The pairs of the layer map, from below."""
+        return tuple(sorted(super().paired(student, teacher)))
 
     def stage(self, progress: float) -> int | None:
         """Number of the stage at this progress, from 0; None after the last."""
@@ -96,9 +99,11 @@ class StageByStageLoss(LayerwiseLoss):
     def forward(self, student: Representations, teacher: Representations, batch: Batch) -> Tensor:
         """The hint of the stage that is on; 0 after the last."""
         stage = self.stage(batch.progress)
-        ours, theirs = self.pairs[stage or 0]
-        state, target, mask = self.aligned(student.hidden_states[ours], teacher.hidden_states[theirs], batch.mask)
-        value = self.compare(self.project(stage or 0, state), target, mask)
+        position = stage or 0
+        ours, theirs = self.pairs[position]
+        states = student.hidden_states[ours], teacher.hidden_states[theirs]
+        state, target, mask = self.aligned(position, *states, batch.mask)
+        value = self.compare(self.project(position, state), target, mask)
         return value if stage is not None else value * 0.0
 
     def compare(self, student: Tensor, teacher: Tensor, mask: Tensor | None) -> Tensor:

@@ -12,10 +12,10 @@ from hfdistill.anatomy import Anatomy
 from hfdistill.functional.matching import task_oriented
 from hfdistill.functional.response import soft_target_cross_entropy
 from hfdistill.losses.base import DistillationLoss, choose
-from hfdistill.losses.layerwise import Layers, layer_sets, parse_layers
+from hfdistill.losses.layerwise import Layers, layer_sets, mapped_layers, pair_widths, parse_layers
 from hfdistill.losses.logits import TOKEN_HEADS
 from hfdistill.losses.method import Method, Paper
-from hfdistill.losses.pooling import POOLINGS, pooled_vector
+from hfdistill.losses.pooling import POOLINGS, pooled_vector, settled_poolings
 from hfdistill.representations import IGNORE_INDEX, Batch, Needs, Representations
 from hfdistill.schedules import Linear, Schedule, as_schedule
 
@@ -85,6 +85,7 @@ class TaskOrientedLoss(DistillationLoss):
         self.temperature = as_schedule(temperature)
         self.alpha, self.beta = alpha, beta
         self.pooling = choose("pooling", pooling, tuple(POOLINGS))
+        self.poolings = (pooling, pooling)
         self.pairs: tuple[tuple[int, int], ...] = ()
         self.depths = nn.ModuleList()
 
@@ -96,10 +97,16 @@ class TaskOrientedLoss(DistillationLoss):
                 f"{student.head or 'a head'} with {student.classes}: its auxiliary classifiers learn the labels of "
                 "rows. Use HiddenStateLoss, which needs no labels."
             )
-        self.pairs = self.layers.resolve(student.depth, teacher.depth)
-        wanted = [(student.width, teacher.width, student.classes)] * len(self.pairs)
+        self.pairs = mapped_layers(self.layers, student, teacher)
+        self.poolings = settled_poolings(self.pooling, student, teacher)
+        wanted = [(*widths, student.classes) for widths in pair_widths(self.pairs, student, teacher)]
         if [depth.sizes for depth in self._built()] != wanted:
             self.depths = nn.ModuleList(_Depth(*sizes) for sizes in wanted)
+
+    @property
+    def reads_classes(self) -> bool:
+        """Always."""
+        return True
 
     def needs(self) -> tuple[Needs, Needs]:
         """The hidden states of the mapped layers."""
@@ -111,20 +118,19 @@ class TaskOrientedLoss(DistillationLoss):
         labels, temperature = self._labels(batch), self.temperature(batch.progress)
         valid = labels != IGNORE_INDEX
         masks = batch.mask, batch.mask if batch.teacher_mask is None else batch.teacher_mask
-        terms, mapped, features = [], [], []
+        terms = []
         for (ours, theirs), depth in zip(self.pairs, self._built(), strict=True):
             states = student.hidden_states[ours], teacher.hidden_states[theirs].detach()
-            vectors = [pooled_vector(*side, self.pooling) for side in zip(states, masks, strict=True)]
+            vectors = [pooled_vector(*side) for side in zip(states, masks, self.poolings, strict=True)]
             # 0 times a NaN of padding would be a NaN in the adapters' gradients
             feature, target = depth(*(vector.masked_fill(~valid[:, None], 0.0) for vector in vectors))
             answer, goal = depth.student_head(feature), depth.teacher_head(target)
             terms += [_cross_entropy(answer, labels), _cross_entropy(goal, labels)]
             terms.append(soft_target_cross_entropy(answer, goal, temperature, valid))
-            mapped.append(depth.map(feature))
-            features.append(target)
-        maps = torch.stack([depth.map.weight for depth in self._built()])  # (J, D_teacher, D_student)
-        strain = task_oriented(torch.stack(mapped), torch.stack(features), maps, self.alpha, self.beta, valid)
-        return torch.stack(terms).sum() + strain
+            # one depth at a time: (1, B, D_teacher) twice and (1, D_teacher, D_student)
+            parts = depth.map(feature)[None], target[None], depth.map.weight[None]
+            terms.append(task_oriented(*parts, self.alpha, self.beta, valid))
+        return torch.stack(terms).sum()
 
     def count(self, batch: Batch) -> Tensor:
         """Rows that are labelled and hold a real token."""

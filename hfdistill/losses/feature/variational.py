@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from hfdistill.anatomy import Anatomy
 from hfdistill.functional.variational import initial_scale, variational_information
-from hfdistill.losses.layerwise import Layers, LayerwiseLoss
+from hfdistill.losses.layerwise import Layers, LayerwiseLoss, pair_widths
 from hfdistill.losses.method import Method, Paper
 from hfdistill.representations import Batch, Representations
 from hfdistill.schedules import Schedule
@@ -67,15 +67,16 @@ class VariationalLoss(LayerwiseLoss):
     def bind(self, student: Anatomy, teacher: Anatomy) -> None:
         """Resolve the layer map and build a predictor for each pair."""
         super().bind(student, teacher)
-        widths = (student.width, teacher.width)
-        if [predictor.widths for predictor in self._built()] != [widths] * len(self.pairs):
-            self.predictors = nn.ModuleList(_Predictor(*widths, self.scale) for _ in self.pairs)
+        wanted = pair_widths(self.pairs, student, teacher)
+        if [predictor.widths for predictor in self._built()] != wanted:
+            self.predictors = nn.ModuleList(_Predictor(*widths, self.scale) for widths in wanted)
 
     def forward(self, student: Representations, teacher: Representations, batch: Batch) -> Tensor:
         """Sum over the mapped layers."""
         values = []
-        for predictor, (ours, theirs) in zip(self._built(), self.pairs, strict=True):
-            state, target, mask = self.aligned(student.hidden_states[ours], teacher.hidden_states[theirs], batch.mask)
+        for position, (predictor, (ours, theirs)) in enumerate(zip(self._built(), self.pairs, strict=True)):
+            states = student.hidden_states[ours], teacher.hidden_states[theirs]
+            state, target, mask = self.aligned(position, *states, batch.mask)
             values.append(variational_information(predictor(state), target, predictor.variance_bias, mask))
         return torch.stack(values).sum()
 

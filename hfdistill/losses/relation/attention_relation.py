@@ -97,27 +97,27 @@ class AttentionRelationLoss(AttentionLoss):
                 f"{len(self.relations)} relations and {len(self.weights)} weights. Use relations={MINILM_V2}."
             )
         self.relation_heads = relation_heads
-        self.heads = 0
 
     def bind(self, student: Anatomy, teacher: Anatomy) -> None:
-        """Settle the number of relation heads."""
+        """Resolve the layer map; refuse numbers of relation heads that do not fit."""
         super().bind(student, teacher)
-        if "none" in (student.attention, teacher.attention):
-            return  # that there is nothing to compare is told when the layers are asked for (capture)
-        if self.relation_heads is None and student.heads != teacher.heads:
-            raise ValueError(
-                f"AttentionRelationLoss takes the models' own heads, got {student.heads} (student) and "
-                f"{teacher.heads} (teacher). Set relation_heads to a number that divides both widths, "
-                f"{student.width} and {teacher.width}."
-            )
-        self.heads = student.heads if self.relation_heads is None else self.relation_heads
-        for name, anatomy in (("student", student), ("teacher", teacher)):
-            if self.heads < 1 or anatomy.width % self.heads:
-                divisors = [n for n in range(1, anatomy.width + 1) if student.width % n == teacher.width % n == 0]
+        for ours, theirs in self.pairs:
+            widths = student.attended_width(ours), teacher.attended_width(theirs)
+            heads = student.heads_of(ours), teacher.heads_of(theirs)
+            if self.relation_heads is None and heads[0] != heads[1]:
                 raise ValueError(
-                    f"relation_heads={self.heads} does not divide the {name}'s width {anatomy.width}. Each relation "
-                    f"head takes an equal piece of it. Numbers that divide both widths: {divisors}."
+                    f"AttentionRelationLoss takes the models' own heads, got {heads[0]} (student) and {heads[1]} "
+                    f"(teacher) in layers {ours} and {theirs}. Set relation_heads to a number that divides both "
+                    f"widths, {widths[0]} and {widths[1]}."
                 )
+            number = heads[0] if self.relation_heads is None else self.relation_heads
+            for name, width in zip(("student", "teacher"), widths, strict=True):
+                if number < 1 or width % number:
+                    divisors = [n for n in range(1, width + 1) if widths[0] % n == widths[1] % n == 0]
+                    raise ValueError(
+                        f"relation_heads={number} does not divide the {name}'s width {width}. Each relation head "
+                        f"takes an equal piece of it. Numbers that divide both widths: {divisors}."
+                    )
 
     def needs_of(self, layers: frozenset[int]) -> Needs:
         """Queries, keys and values."""
@@ -125,6 +125,8 @@ class AttentionRelationLoss(AttentionLoss):
 
     def compare(self, student: Attention, teacher: Attention, mask: Tensor | None) -> Tensor:
         """Weighted sum over the relations of one pair of layers."""
+        # the student's own heads are the teacher's too: see bind
+        heads = self.relation_heads or (student.query.shape[1] if student.query is not None else 0)
         values = [
             weight
             * functional.relation_kl(
@@ -132,7 +134,7 @@ class AttentionRelationLoss(AttentionLoss):
                 student.merged(right),
                 teacher.merged(left),
                 teacher.merged(right),
-                self.heads,
+                heads,
                 mask,
             )
             for (left, right), weight in zip(self.relations, self.weights, strict=True)

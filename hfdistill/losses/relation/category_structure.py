@@ -105,6 +105,11 @@ class CategoryStructureLoss(BatchRelationLoss):
                 f"{teacher.classes} (teacher). Give both the same classes, or compare target='features'."
             )
 
+    @property
+    def reads_classes(self) -> bool:
+        """Always."""
+        return True
+
     def needs(self) -> tuple[Needs, Needs]:
         """The hidden states of the mapped layers, logits where they are compared or judge what is correct."""
         logits = Needs(logits=self.target == "logits" or self.correct_only)
@@ -123,7 +128,8 @@ class CategoryStructureLoss(BatchRelationLoss):
         labels, mask = self.all_rows(labels), self.real_rows(batch)
         rows = labels != IGNORE_INDEX if mask is None else (labels != IGNORE_INDEX) & mask
         if self.target == "logits":
-            ours, theirs = self.all_rows(_logits(student)), self.all_rows(_logits(teacher).detach())
+            ours = self.all_rows(_one_per_row(student.taught_logits))
+            theirs = self.all_rows(_one_per_row(teacher.logits).detach())
             shut_out = torch.isinf(ours) & (ours == theirs)  # a class at -inf on both sides has no part in it
             pairs = [(ours.masked_fill(shut_out, 0), theirs.masked_fill(shut_out, 0))]
         else:
@@ -154,14 +160,14 @@ class CategoryStructureLoss(BatchRelationLoss):
         return batch.label_count()
 
     def _correct(self, shown: Representations, labels: Tensor) -> Tensor | None:
-        return self.all_rows(_logits(shown).argmax(-1)) == labels if self.correct_only else None
+        return self.all_rows(_one_per_row(shown.logits).argmax(-1)) == labels if self.correct_only else None
 
 
-def _logits(shown: Representations) -> Tensor:
-    if shown.logits is None or shown.logits.dim() != 2:
+def _one_per_row(logits: Tensor | None) -> Tensor:
+    if logits is None or logits.dim() != 2:
         raise ValueError(
             "CategoryStructureLoss reads one vector of logits per row, got "
-            f"{None if shown.logits is None else tuple(shown.logits.shape)}. Compare target='features' with "
+            f"{None if logits is None else tuple(logits.shape)}. Compare target='features' with "
             "correct_only=False for models that answer for tokens, or not at all."
         )
-    return shown.logits
+    return logits

@@ -134,12 +134,22 @@ class LayerRelationLoss(LayerwiseLoss):
                 "distance of two layers is always 1. Use layers='uniform', which has the embedding output too, or "
                 "TokenRelationLoss."
             )
+        for side, anatomy in enumerate((student, teacher)):
+            layers = [pair[side] for pair in self.pairs]
+            if len({(anatomy.width_of(layer), anatomy.grid_of(layer)) for layer in layers}) > 1:
+                widths = [anatomy.width_of(layer) for layer in layers]
+                raise ValueError(
+                    f"LayerRelationLoss measures how far apart a token's states lie in different layers, got layers "
+                    f"{layers} of {anatomy.family} with the widths {widths} and other places: between different "
+                    "spaces there is no distance. Use TokenRelationLoss, which stays within a layer."
+                )
 
     def forward(self, student: Representations, teacher: Representations, batch: Batch) -> Tensor:
         """`compare` of the states of all mapped layers."""
         ours, theirs, mask = [], [], batch.mask
-        for own, other in self.pairs:
-            state, target, mask = self.aligned(student.hidden_states[own], teacher.hidden_states[other], batch.mask)
+        for position, (own, other) in enumerate(self.pairs):
+            states = student.hidden_states[own], teacher.hidden_states[other]
+            state, target, mask = self.aligned(position, *states, batch.mask)
             ours.append(state)
             theirs.append(target)
         return self.compare(torch.stack(ours, dim=2), torch.stack(theirs, dim=2), mask)  # (B, N, L, D)

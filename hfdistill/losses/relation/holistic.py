@@ -67,7 +67,7 @@ class HolisticLoss(DistillationLoss):
                 f"{student.classes} (student) and {teacher.head!r} with {teacher.classes} (teacher). Use row-level "
                 "classifiers of at least 2 classes, or SoftTargetLoss, which compares answers one by one."
             )
-        inputs = teacher.width + teacher.classes
+        inputs = teacher.width_of(0) + teacher.classes
         if not self.critic or next(self.critic.parameters()).shape[1] != inputs:
             self.critic = nn.Sequential(
                 nn.Linear(inputs, self.width),
@@ -83,16 +83,17 @@ class HolisticLoss(DistillationLoss):
 
     def forward(self, student: Representations, teacher: Representations, batch: Batch) -> Tensor:
         """The gap that the critic sees, with the gradients of student and critic."""
-        if student.logits is None or teacher.logits is None or student.logits.dim() != 2:
-            shape = None if student.logits is None else tuple(student.logits.shape)
+        answer = student.taught_logits
+        if answer is None or teacher.logits is None or answer.dim() != 2:
+            shape = None if answer is None else tuple(answer.shape)
             raise ValueError(
                 f"HolisticLoss needs logits (B, K) of both models, got {shape} (student). Its critic scores one "
                 "distribution per row; load row-level classifiers."
             )
         rows = batch.real_rows()
         dtype = next(self.critic.parameters()).dtype
-        with torch.autocast(student.logits.device.type, enabled=False):  # half precision is too coarse for slopes
-            ours, theirs = student.logits.to(dtype).softmax(-1), teacher.logits.detach().to(dtype).softmax(-1)
+        with torch.autocast(answer.device.type, enabled=False):  # half precision is too coarse for slopes
+            ours, theirs = answer.to(dtype).softmax(-1), teacher.logits.detach().to(dtype).softmax(-1)
             inputs = pooled_vector(teacher.hidden_states[0].detach().to(dtype), batch.mask, "mean")  # (B, D_teacher)
             frozen = {name: parameter.detach() for name, parameter in self.critic.named_parameters()}
             scores = [self._scores(inputs, answers, frozen) for answers in (theirs, ours)]

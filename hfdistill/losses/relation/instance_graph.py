@@ -6,6 +6,7 @@ from itertools import pairwise
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from hfdistill.anatomy import Anatomy
 from hfdistill.functional.relation import instance_edges, layer_transformation
@@ -23,7 +24,8 @@ class InstanceGraphLoss(BatchRelationLoss):
     Vertices V are the logits, edges E_ij = |e_i - e_j|^2 / max, transformations T_i = |e_i - e'_i|^2 / max between two
     neighbouring mapped layers of one network. L = vertices mean (V_student - V_teacher)^2 + edges mean (E_student -
     E_teacher)^2 + transformations mean (T_student - T_teacher)^2, the edges averaged over the mapped layers, the
-    transformations over the steps between them. Edges and transformations are free of the widths.
+    transformations over the steps between them. Edges and transformations are free of the widths; where the layers of
+    one network differ in theirs (stages), neighbouring channels of the wider are averaged, as a reference code does.
 
     Liu et al. 2019, Knowledge Distillation via Instance Relationship Graph, CVPR,
     https://openaccess.thecvf.com/CVPR2019, layers one to one. The default weights are those of a reference code; the
@@ -109,11 +111,11 @@ class InstanceGraphLoss(BatchRelationLoss):
         edges = torch.stack([self.compare(ours, theirs, rows) for ours, theirs in layers]).mean()
         value = self.edges * edges
         if self.vertices:
-            value = value + self.vertices * self._vertices(student.logits, teacher.logits, rows)
+            value = value + self.vertices * self._vertices(student.taught_logits, teacher.logits, rows)
         if self.transformations:
             moves = [
-                layer_transformation(first, second, its_first, its_second, rows, self.detach_max)
-                for (first, its_first), (second, its_second) in pairwise(layers)
+                layer_transformation(*_of_one_width(*ours), *_of_one_width(*theirs), rows, self.detach_max)
+                for ours, theirs in (zip(*pair, strict=True) for pair in pairwise(layers))
             ]
             value = value + self.transformations * torch.stack(moves).mean()
         return value
@@ -131,3 +133,10 @@ class InstanceGraphLoss(BatchRelationLoss):
                 "answer for tokens, or not at all."
             )
         return logit_mse(self.all_rows(student), self.all_rows(teacher), mask=rows)
+
+
+def _of_one_width(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
+    """Two layers' vectors (B, D) of one network, neighbouring channels of the wider averaged to the narrower's D."""
+    width = min(first.shape[-1], second.shape[-1])
+    narrow = (side if side.shape[-1] == width else F.adaptive_avg_pool1d(side, width) for side in (first, second))
+    return next(narrow), next(narrow)

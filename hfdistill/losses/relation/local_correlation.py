@@ -81,9 +81,9 @@ class LocalCorrelationLoss(BatchRelationLoss):
     def forward(self, student: Representations, teacher: Representations, batch: Batch) -> Tensor:
         """Sum of `compare` over the mapped layers."""
         values = []
-        for ours, theirs in self.pairs:
-            state, held = self._parts(student.hidden_states[ours], batch.mask, self.images[0])
-            target, _ = self._parts(teacher.hidden_states[theirs].detach(), batch.mask, self.images[1])
+        for (ours, theirs), (grid, their_grid) in zip(self.pairs, self.images, strict=True):
+            state, held = self._parts(student.hidden_states[ours], batch.mask, grid)
+            target, _ = self._parts(teacher.hidden_states[theirs].detach(), batch.mask, their_grid)
             values.append(self.compare(self.all_rows(state), self.all_rows(target), self.all_rows(held)))
         return torch.stack(values).sum()
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from math import prod
 from typing import ClassVar
 
 from torch import Tensor
@@ -55,7 +54,7 @@ class TokenPairLoss(LayerwiseLoss):
 
     def compare(self, student: Tensor, teacher: Tensor, mask: Tensor | None) -> Tensor:
         """The difference of the similarities of one pair of layers."""
-        sides = self._sides(student.shape[1])
+        sides = self.sides(student.shape[1]) if self.nodes else None
         if sides is not None:
             student, teacher, mask = self._pooled(student, sides), self._pooled(teacher, sides), None
         return token_similarity(student, teacher, mask)
@@ -63,13 +62,6 @@ class TokenPairLoss(LayerwiseLoss):
     def count(self, batch: Batch) -> Tensor:
         """Rows."""
         return batch.row_count()
-
-    def _sides(self, places: int) -> tuple[int, int] | None:
-        """Rows and columns of this many patches, the smaller model's; None where nothing is pooled."""
-        images = [grid for grid in self.images if grid.sides is not None]
-        if not images or not self.nodes:
-            return None
-        return min(images, key=lambda grid: prod(grid.sides or ())).of(places)
 
     def _pooled(self, states: Tensor, sides: tuple[int, int]) -> Tensor:
         nodes = [min(self.nodes, side) for side in sides]

@@ -119,7 +119,7 @@ class UniversalLogitLoss(DistillationLoss):
 
     def forward(self, student: Representations, teacher: Representations, batch: Batch) -> Tensor:
         """The distance of the sorted probabilities at the positions that count."""
-        ours, theirs = student.logits, teacher.logits
+        ours, theirs = student.taught_logits, teacher.logits
         if ours is None or theirs is None:
             raise ValueError(
                 f"UniversalLogitLoss needs logits of both models, but the {'student' if ours is None else 'teacher'} "

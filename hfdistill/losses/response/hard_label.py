@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import logging
+
 from torch import Tensor
 
+from hfdistill.anatomy import Anatomy
 from hfdistill.functional.classes import hard_label_cross_entropy
 from hfdistill.losses.logits import LogitLoss, Targets
 from hfdistill.losses.method import Method, Paper
+
+logger = logging.getLogger(__name__)
 
 
 class HardLabelLoss(LogitLoss):
@@ -16,9 +21,10 @@ class HardLabelLoss(LogitLoss):
     label is read. It is not 0 where student equals teacher: a student may always be surer.
 
     Touvron et al. 2021, Training data-efficient image transformers & distillation through attention (DeiT),
-    https://arxiv.org/abs/2012.12877; read in the authors' code. There a second head on a distillation token learns it
-    beside the class head; here it is learnt by the one head that a plain model has, beside the labels. Their soft
-    distillation is SoftTargetLoss(reduction="elementmean").
+    https://arxiv.org/abs/2012.12877; read in the authors' code. Like there it is learnt by the head on the
+    distillation token, where the student has one (DeiTForImageClassificationWithTeacher), and the labels by the class
+    head. A student with one head learns both with it, which the log says. Their soft distillation is SoftTargetLoss(
+    reduction="elementmean").
 
     Shapes: logits (B, K) or (B, N, K), the same on both sides.
 
@@ -42,9 +48,20 @@ class HardLabelLoss(LogitLoss):
         restrictions=(
             "the same number of classes on both sides, in the same order",
             "at least 2 classes: with one output there is none to choose",
-            "learnt by the student's one head, not by a second head on a distillation token as in the paper",
+            "the paper's second head only where the student has it (DeiTForImageClassificationWithTeacher); else its "
+            "one head learns labels and teacher",
         ),
     )
+
+    def bind(self, student: Anatomy, teacher: Anatomy) -> None:
+        """Refuse heads that cannot be compared; tell where labels and teacher share one head."""
+        super().bind(student, teacher)
+        if not student.distillation_head:
+            logger.warning(
+                "HardLabelLoss: %s has no distillation head, so its one head learns the teacher's choice, beside the "
+                "labels where these are learnt. DeiTForImageClassificationWithTeacher has a second head for it.",
+                student.family,
+            )
 
     def compare(self, student: Tensor, teacher: Tensor, targets: Targets) -> Tensor:
         """The cross-entropy with the teacher's choice."""

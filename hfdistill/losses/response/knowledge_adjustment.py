@@ -100,6 +100,11 @@ class AdjustedTargetLoss(SoftenedLogitLoss):
         self.lowest_temperature = lowest_temperature
         self.scale_by_temperature = scale_by_temperature
 
+    @property
+    def reads_classes(self) -> bool:
+        """To put mistakes right."""
+        return self.adjustment != "none"
+
     def compare(self, student: Tensor, teacher: Tensor, targets: Targets) -> Tensor:
         """The divergence from the adjusted targets."""
         temperature = self._temperatures(student, teacher, targets)

@@ -1,8 +1,7 @@
-"""The figures of a comparison: each one against a value worked out by hand, and the table that shows them."""
+"""Figures over seeds and rows: shares, deviations and intervals, each against a value worked out by hand or theory."""
 
 from __future__ import annotations
 
-import json
 import math
 import time
 import warnings
@@ -12,17 +11,7 @@ import pytest
 from scipy import stats
 from sklearn.metrics import f1_score, matthews_corrcoef
 
-from hfdistill import measurement, report
-from hfdistill.report import (
-    ArmResult,
-    Interval,
-    Summary,
-    markdown_table,
-    paired_bootstrap,
-    recovered_gap,
-    results_table,
-    retention,
-)
+from hfdistill.report import Interval, Summary, bootstrap, paired_bootstrap, recovered_gap, retention
 
 
 def accuracy(predictions: np.ndarray, references: np.ndarray) -> float:
@@ -31,12 +20,6 @@ def accuracy(predictions: np.ndarray, references: np.ndarray) -> float:
 
 
 # Shares.
-
-
-def test_the_report_offers_the_measurements():
-    """One import serves a comparison; the name must be the function itself, not another one."""
-    for name in ("agreement", "mean_kl", "parameter_count", "samples_per_second", "size_on_disk"):
-        assert vars(report)[name] is vars(measurement)[name]
 
 
 def test_retention_and_recovered_gap():
@@ -157,6 +140,36 @@ def test_bootstrap_leaves_the_warnings_filter_as_it_was():
     assert warnings.filters == before
 
 
+def test_interval_of_one_metric_agrees_with_theory():
+    """Accuracy over many rows is normal with standard error √(p (1 - p) / n)."""
+    rows, share = 2000, 0.8
+    predictions, references = np.ones(rows, dtype=int), (np.arange(rows) < share * rows).astype(int)
+    low, high = bootstrap(accuracy, predictions, references, confidence=0.9)
+    half = stats.norm.ppf(0.95) * math.sqrt(share * (1 - share) / rows)
+    assert (low, high) == pytest.approx((share - half, share + half), abs=0.1 * half)
+
+
+def test_interval_of_one_metric_is_the_difference_to_nothing():
+    """Both kinds of interval draw the same rows: against a baseline that is always wrong they are one."""
+    random = np.random.default_rng(5)
+    first, second, references = random.integers(0, 2, (3, 80))
+    wrong = np.full(80, -1)
+    paired = paired_bootstrap(accuracy, [first, second], wrong, references, samples=200, seed=3)
+    assert bootstrap(accuracy, [first, second], references, samples=200, seed=3) == (paired.low, paired.high)
+
+
+def test_interval_of_one_metric_refuses_what_the_difference_refuses():
+    """One door for bad input: rows that do not match, a metric that is not finite, a confidence in percent."""
+    for arguments, message in (
+        ((accuracy, [0, 1, 1], [0, 1]), "expected predictions of 2 rows"),
+        ((lambda p, r: math.nan, [0, 1], [0, 1]), "finite metric on all 2 rows"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            bootstrap(*arguments)
+    with pytest.raises(ValueError, match="samples >= 1 and a confidence"):
+        bootstrap(accuracy, [0], [0], confidence=95)
+
+
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 def test_an_undefined_metric_on_all_rows_is_refused(value: float):
     """Counted as 0, a diverged run would enter the table as a number."""
@@ -192,125 +205,3 @@ def test_bootstrap_of_a_real_size_is_fast():
     start = time.perf_counter()
     paired_bootstrap(accuracy, list(sides[:3]), list(sides[3:6]), sides[6])
     assert time.perf_counter() - start < 5
-
-
-# The table.
-
-
-def arm(name: str = "kd", **changes: object) -> ArmResult:
-    """Make an arm of two seeds."""
-    fields: dict[str, object] = {
-        "name": name,
-        "metrics": [{"accuracy": 0.86, "f1": 0.8}, {"accuracy": 0.88, "f1": 0.9}],
-        "agreement": [0.90, 0.92],
-        "kl": [0.1, 0.2],
-        "difference": Interval(0.012, -0.003, 0.021),
-        "parameters": 14350248,
-        "bytes": 57_400_000,
-        "samples_per_second": 1234.56,
-        "seconds": [10.0, 11.5],
-    }
-    return ArmResult(**{**fields, **changes})
-
-
-def teacher_arm() -> ArmResult:
-    """Make a teacher of one seed, without figures that compare it to itself."""
-    empty = {"agreement": [], "kl": [], "seconds": [], "difference": None, "samples_per_second": None}
-    return arm("teacher", metrics=[{"accuracy": 0.9, "f1": 0.9}], **empty)
-
-
-def cells(table: str) -> list[list[str]]:
-    """Read a table's cells back, without the rule below the names."""
-    lines = [[cell.strip() for cell in line.strip("|").split(" | ")] for line in table.splitlines()]
-    return [lines[0], *lines[2:]]
-
-
-def test_an_arm_survives_json():
-    """Arms are measured in separate runs and put into one table later."""
-    for original in (arm(), teacher_arm()):
-        assert ArmResult.from_json(original.to_json()) == original
-    assert json.loads(arm().to_json())["difference"]["low"] == -0.003
-
-
-@pytest.mark.parametrize("text", ["{}", "[1]", "3", "null", "not json"])
-def test_json_that_is_no_arm_is_refused(text: str):
-    """A wrong path is the usual cause; a KeyError would not say so."""
-    with pytest.raises(ValueError, match=r"expected a JSON object|Expecting value"):
-        ArmResult.from_json(text)
-
-
-def test_json_with_an_unknown_field_is_refused():
-    """A record of another version must not lose a figure silently."""
-    with pytest.raises(ValueError, match="latency"):
-        ArmResult.from_json(json.dumps({**json.loads(arm().to_json()), "latency": 1}))
-
-
-def test_nan_is_not_written():
-    """NaN is no JSON: other readers of the file would fail on it."""
-    with pytest.raises(ValueError, match="not JSON compliant"):
-        arm(kl=[math.nan, 0.1]).to_json()
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"metrics": []}, "at least one seed"),
-        ({"agreement": [0.9]}, "'agreement': 1"),
-        ({"kl": [0.9] * 3}, "'kl': 3"),
-        ({"metrics": [{"accuracy": 0.5}, {"f1": 0.5}]}, "the same metrics"),
-    ],
-)
-def test_an_arm_whose_seeds_do_not_match_is_refused(changes: dict, message: str):
-    """A deviation over other seeds than the metric's looks right in the table."""
-    with pytest.raises(ValueError, match=message):
-        arm(**changes)
-
-
-def test_results_table():
-    """Every cell by hand, as a reader of the README will see it."""
-    control = arm("no teacher", difference=None, samples_per_second=None)
-    header, teacher, student, alone = cells(results_table([arm(), control], "accuracy", teacher_arm()))
-    assert header[1:4] == ["accuracy %", "difference to control [95% interval]", "retention %"]
-    assert header[4:] == ["agreement %", "KL", "parameters", "size MB", "samples/s"]
-    assert teacher == ["teacher", "90.0", "–", "–", "–", "–", "14,350,248", "57.4", "–"]
-    assert student[:4] == ["kd", "87.0 ± 1.4", "+1.2 [-0.3, +2.1]", "96.7"]
-    assert student[4:] == ["91.0 ± 1.4", "0.150 ± 0.071", "14,350,248", "57.4", "1,234.6"]
-    assert alone[:4] == ["no teacher", "87.0 ± 1.4", "–", "96.7"]
-
-
-def test_results_table_without_a_teacher_has_no_retention():
-    """A share needs a whole: none given, or one at 0, leaves the cell empty instead of failing after all runs."""
-    zero = teacher_arm()
-    zero.metrics = [{"f1": 0.0}]
-    for teacher in (None, zero):
-        assert cells(results_table([arm()], "f1", teacher))[-1][1:4] == ["85.0 ± 7.1", "+1.2 [-0.3, +2.1]", "–"]
-
-
-def test_results_table_refuses_what_one_column_cannot_hold():
-    """A 90 % interval under the heading of a 95 % one would look narrower than it is; a misspelt metric is told."""
-    with pytest.raises(ValueError, match=r"one confidence, got \[0.9, 0.95\]"):
-        results_table([arm(), arm(difference=Interval(0, 0, 0, 0.9))], "accuracy")
-    with pytest.raises(ValueError, match=r"no metric 'acuracy'; it has \['accuracy', 'f1'\]"):
-        results_table([arm()], "acuracy")
-
-
-def test_markdown_table_is_aligned_and_escaped():
-    """It is read as plain text in logs as often as rendered; a bar in a cell would shift every cell after it."""
-    rows = [{"name": "a|b", "count": 12345, "share": 0.123456}, {"name": "c", "count": None, "share": 12.0}]
-    assert markdown_table(rows, ["name", "count", "share"]).splitlines() == [
-        "| name |  count |  share |",
-        "| ---- | -----: | -----: |",
-        r"| a\|b | 12,345 | 0.1235 |",
-        "| c    |      – |     12 |",
-    ]
-
-
-def test_markdown_table_of_nothing_is_a_header():
-    """A table without rows is still a table."""
-    assert markdown_table([], ["a"]).splitlines() == ["| a   |", "| --- |"]
-
-
-def test_markdown_table_refuses_a_misspelt_column():
-    """It would be an empty column that nobody misses."""
-    with pytest.raises(ValueError, match=r"row 1 lacks \['b'\]"):
-        markdown_table([{"a": 1, "b": 2}, {"a": 1}], ["a", "b"])

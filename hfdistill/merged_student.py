@@ -1,0 +1,76 @@
+"""A student that is an adapter of PEFT, merged into the model that it was trained on: a plain folder for anybody."""
+
+from __future__ import annotations
+
+import copy
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from hfdistill.measurement import parameter_count
+from hfdistill.student_folder import ADAPTER, CARD, StudentFolder
+from hfdistill.training_record import RECORD
+
+
+def merged_student(student: StudentFolder, scratch: str | Path, model: nn.Module | None = None) -> StudentFolder:
+    """Write a student with its adapter merged in; its processor, records and card go with it.
+
+    The adapter's own folder stays as it is. An exported ONNX file, which was merged already, goes with it too.
+
+    Args:
+        student: the adapter's folder.
+        scratch: an empty folder to write into.
+        model: the PeftModel itself where it is in memory, which is not changed; None: base and adapter are loaded.
+
+    Returns:
+        The merged student's folder, below `scratch`.
+
+    Raises:
+        ValueError: the folder holds no adapter, or the base that it was trained on cannot be loaded.
+    """
+    if not student.adapter:
+        raise ValueError(
+            f"{student.path} holds no adapter, so there is nothing to merge: it is a whole model. Leave merge_adapter "
+            "out."
+        )
+    place = student.path.absolute()
+    target = Path(scratch) / place.parent.name / place.name  # a card's title and arm are read off the folder's name
+    whole: Any = _loaded(student) if model is None else copy.deepcopy(model)
+    merged = whole.merge_and_unload()
+    merged.save_pretrained(target)
+    card = [student.path / CARD] if (student.path / CARD).is_file() else []
+    for path in [*student.published, *card]:
+        if path.name not in ADAPTER:
+            shutil.copy(path, target / path.name)
+    if student.record:
+        facts = {**student.record["student"], "parameters": parameter_count(merged)}
+        text = json.dumps({**student.record, "student": facts, "merged": True}, indent=2)
+        (target / RECORD).write_text(text + "\n", encoding="utf-8")
+    return StudentFolder.read(target)
+
+
+def _loaded(student: StudentFolder) -> nn.Module:
+    """The PeftModel of a folder, its base loaded from where the adapter's configuration says it is."""
+    from peft import PeftModel
+    from transformers.models.auto import modeling_auto
+
+    base, auto = student.adapter.get("base_model_name_or_path"), vars(modeling_auto).get(student.auto_class)
+    if not base or auto is None:
+        raise ValueError(
+            f"{student.path} holds an adapter of {base or 'a model without a name'} with the head "
+            f"{student.auto_class or 'unknown'}: the base cannot be loaded from that. Merge it where the model is in "
+            "memory: trainer.push_to_hub(merge_adapter=True), or model.merge_and_unload().save_pretrained(folder)."
+        )
+    names = dict(enumerate(student.labels))
+    classes = {"id2label": names, "label2id": {name: at for at, name in names.items()}} if names else {}
+    try:
+        model: nn.Module = PeftModel.from_pretrained(auto.from_pretrained(base, **classes), student.path)
+    except OSError as error:
+        raise ValueError(
+            f"the base {base!r} of the adapter in {student.path} cannot be loaded: {error}. Put it where the "
+            "adapter's configuration names it."
+        ) from error
+    return model
