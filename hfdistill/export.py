@@ -149,12 +149,15 @@ def read_batch(path: str | Path) -> dict[str, Tensor]:
 
 
 def _loaded(folder: Path) -> PreTrainedModel:
-    """The student in full precision, an adapter merged into its base."""
+    """The student in full precision, an adapter merged into its base.
+
+    Its attention is eager, which is what the file spells out: torch's exporter cannot write every fused one (Swin).
+    """
     saved = StudentFolder.read(folder)
     if not saved.adapter:
-        return load_saved(folder)
+        return load_saved(folder, attn_implementation="eager")
     with TemporaryDirectory() as scratch:
-        return load_saved(merged_student(saved, scratch).path)
+        return load_saved(merged_student(saved, scratch).path, attn_implementation="eager")
 
 
 def _sample(folder: Path) -> dict[str, Tensor]:
@@ -238,7 +241,11 @@ def _write(student: PreTrainedModel, inputs: Mapping[str, Tensor], file: Path, o
                 opset_version=opset,
             )
         except torch.onnx.OnnxExporterError as error:
-            raise ValueError(f"torch could not write {type(student).__name__} as ONNX: {str(error)[:300]}") from error
+            reason = str(error.__cause__ or error).splitlines()[0]  # torch's own text is advice to its developers
+            raise ValueError(
+                f"torch {torch.__version__} cannot write {type(student).__name__} as ONNX: {reason} Another release "
+                "of torch or another opset may; the student itself is as it was."
+            ) from error
     if program is None:  # only torch's older exporter returns nothing
         raise ValueError(f"torch wrote no ONNX program of {type(student).__name__}.")
     for part in (program.model.graph, *program.model.functions.values()):

@@ -93,7 +93,7 @@ class PublishingTrainer(Trainer):
             write_training_record(self, folder)
 
     def init_hf_repo(self, token: str | None = None, private: bool | None = None) -> None:
-        """Make the repository (and the branch `hub_revision`) where it is not there; see Trainer.init_hf_repo.
+        """Make the repository where it is not there; see Trainer.init_hf_repo.
 
         Raises:
             ValueError: an invalid name, or a `hub_strategy` that would publish pickles.
@@ -110,7 +110,7 @@ class PublishingTrainer(Trainer):
                 "alone, and resume from the local checkpoint."
             )
         name = self.args.hub_model_id or Path(str(self.args.output_dir)).absolute().name
-        repository = self._repository(name, token, private, self.args.hub_revision)
+        repository = self._repository(name, token, private, None)  # a branch is made by the push
         with explained(name):
             self.hub_model_id = repository.prepare(repository.api())  # type: ignore[assignment]  # begins as None
         self.push_in_progress = None

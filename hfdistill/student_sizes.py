@@ -68,9 +68,7 @@ def patch_projection(model: PreTrainedModel) -> str:
     It is the one whose kernel and stride are both the configuration's `patch_size`.
     """
     size = model.config.to_dict().get("patch_size")
-    if not isinstance(size, int | list | tuple):
-        return ""
-    patch = _rows_and_columns("patch_size", size)
+    patch = tuple(size) if isinstance(size, list | tuple) else (size, size)  # a video's are three: no Conv2d has these
     convolutions = [(name, module) for name, module in model.named_modules() if isinstance(module, nn.Conv2d)]
     found = [name for name, module in convolutions if module.kernel_size == module.stride == patch]
     return found[0] if len(found) == 1 else ""
@@ -91,8 +89,8 @@ def _with_pixels(
     if not patch_projection(teacher) or values.get("image_size") is None:
         raise ValueError(
             f"student_from cannot set {' and '.join(pixels)} of a {whose} ({family}): it needs an image model with an "
-            "`image_size`, and one convolution that makes square patches of `patch_size` pixels into tokens. Leave "
-            "it out."
+            "`image_size`, and one convolution that makes patches of `patch_size` pixels into tokens. Leave it "
+            "out."
         )
     sizes = {name: _rows_and_columns(name, {**values, **pixels}[name]) for name in ("image_size", "patch_size")}
     image, patch = sizes["image_size"], sizes["patch_size"]

@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import ImageProcessingMixin, PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainingArguments
+from transformers import ImageProcessingMixin, PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments
 
 from hfdistill.anatomy import Anatomy
 from hfdistill.arguments import DistillationSettings
@@ -35,6 +35,7 @@ from hfdistill.observation import observed_task_loss, observed_terms
 from hfdistill.pairing import bind_objective, check_mixing, check_run, paired_inputs, prepare_ddp, settled_teacher
 from hfdistill.perturbation import found_shift, shifted_embeddings
 from hfdistill.pixels import explained_shapes
+from hfdistill.publishing import PublishingTrainer
 from hfdistill.representations import SAMPLE_INDEX, Batch, Representations
 from hfdistill.sample_index import class_labels, indexed_rows
 from hfdistill.schedules import Constant
@@ -45,7 +46,7 @@ from hfdistill.teaching import Teaching
 from hfdistill.term_averages import TermAverages
 
 
-class DistillationTrainer(Trainer):
+class DistillationTrainer(PublishingTrainer):
     """A Trainer whose student learns from a teacher.
 
     Args:

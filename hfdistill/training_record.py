@@ -168,14 +168,10 @@ def _setting(value: Any) -> Any:
 
 
 def _arguments(args: Any) -> dict[str, Any]:
-    """The run's arguments, less tokens and what says only where things are written and shown."""
-    plain: dict[str, Any] = args.to_dict()
+    """The run's arguments, less what says only where things are written and shown."""
+    plain: dict[str, Any] = args.to_dict()  # of any token it gives the name alone
     kept = {name: plain[name] for name in plain if not name.startswith(_OF_THIS_MACHINE)}
-    return {
-        name: without_folders(json.loads(json.dumps(value, default=str)))
-        for name, value in kept.items()
-        if not name.endswith("_token")
-    }
+    return {name: without_folders(json.loads(json.dumps(value, default=str))) for name, value in kept.items()}
 
 
 def _training(run: DistillationRun) -> dict[str, Any]:

@@ -211,6 +211,19 @@ def test_inputs_that_cannot_be_its_own_are_refused(batch: dict[str, Tensor], tmp
         export_onnx(tmp_path, batch=batch)
 
 
+def test_a_student_that_torch_cannot_write_is_told_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch's own message is a page of advice to its developers, with the reason somewhere below."""
+    toy_bert().save_pretrained(tmp_path)
+
+    def fail(*_: object, **__: object) -> None:
+        raise torch.onnx.OnnxExporterError("a page of advice") from RuntimeError("no such operator\nand its trace")
+
+    monkeypatch.setattr(torch.onnx, "export", fail)
+    with pytest.raises(ValueError, match=r"cannot write BertForSequenceClassification as ONNX: no such operator Ano"):
+        export_onnx(tmp_path, batch=text_inputs())
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["config.json", "model.safetensors"]
+
+
 def test_a_sample_beside_the_student_goes_first(tmp_path: Path) -> None:
     """Who puts his own inputs there means them."""
     folder = tmp_path / "kd" / "seed-0"

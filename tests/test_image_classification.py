@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
+from shutil import copytree
 from typing import Any
 
 import numpy as np
@@ -140,9 +142,9 @@ def test_a_finished_run_is_found_again(
     again = distil_image_classifier(described, arguments(out))
     for arm, old in zip(again.arms, before["arms"], strict=True):
         assert (arm.metrics, arm.kl, arm.seconds) == (old["metrics"], old["kl"], old["seconds"])
-    described.augmentation = "flip"
+    copytree(out, tmp_path, dirs_exist_ok=True)
     with pytest.raises(pytest.fail.Exception, match="trained again"):  # other batches make another teacher
-        distil_image_classifier(described, arguments(tmp_path / "elsewhere"))
+        distil_image_classifier(replace(described, augmentation="flip"), arguments(tmp_path))
 
 
 def test_augmentation_is_part_of_the_run(images: Path, teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -103,7 +103,8 @@ class Similarity:
 
     Args:
         student: name of the model.
-        values: linear CKA, rows = student's layers from the embeddings on, columns = the teacher's.
+        values: linear CKA (its unbiased estimate, which may lie slightly below 0), rows = student's layers from the
+            embeddings on, columns = the teacher's.
         mapped: pairs (student layer, teacher layer) that its objective compared, if it did.
     """
 

@@ -57,7 +57,7 @@ def measure(
     for arm, folder in folders.items():
         with _noting(outcome, f"the model of {arm!r}"), _merged(folder) as whole:
             model = load_saved(whole)
-            _fill(arms[arm], model, whole, outcome.batch, sizes)
+            _fill(outcome, arms[arm], model, whole, outcome.batch, sizes)
             if reference is not None:
                 values = layer_similarity(model, reference[0], outcome.batch, reference[1])
                 found.append(Similarity(arm, tuple(tuple(line) for line in values), tuple(mapped_layers(folder))))
@@ -85,19 +85,25 @@ def _reference(
     with _noting(outcome, "the teacher"):
         model = load_saved(folder)
         inputs = _teacher_inputs(model, folder, outcome.batch, student_folder)
-        _fill(teacher, model, folder, inputs, sizes)
+        _fill(outcome, teacher, model, folder, inputs, sizes)
         return model, inputs
     return None
 
 
 def _fill(
-    report: ModelReport, model: PreTrainedModel, folder: Path, batch: Mapping[str, Tensor], sizes: Sequence[int]
+    outcome: Outcome,
+    report: ModelReport,
+    model: PreTrainedModel,
+    folder: Path,
+    batch: Mapping[str, Tensor],
+    sizes: Sequence[int],
 ) -> None:
     device = running_device()
     nn.Module.to(model, device)
     report.flops = flops(model, batch)
     report.latencies = tuple(latencies(model, batch, sizes))
-    report.peak_memory = peak_memory(folder, {name: x[:1] for name, x in batch.items()}, device)
+    with _noting(outcome, f"the memory of {report.name!r}"):  # not every system shows it
+        report.peak_memory = peak_memory(folder, {name: x[:1] for name, x in batch.items()}, device)
 
 
 @contextmanager

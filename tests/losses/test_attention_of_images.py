@@ -124,3 +124,10 @@ def test_relation_heads_divide_the_width_that_a_stage_attends_with() -> None:
     wide = Anatomy.of(toy_swin(embed_dim=16, num_heads=[2, 4, 4]))
     with pytest.raises(ValueError, match=r"own heads, got 1 \(student\) and 2 .* in layers 1 and 1.*8 and 16"):
         AttentionRelationLoss([(1, 1)]).bind(student, wide)
+
+
+def test_a_single_window_is_attention_between_all_places() -> None:
+    """Swin's last stage looks at 2 x 2 places at once, as a ViT does at 2 x 2 patches, beside its class token."""
+    value = value_of(AttentionMapLoss([(2, 3)], heads="mean"), toy_vit(), toy_swin())
+    assert value > 0
+    value.backward()

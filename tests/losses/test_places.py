@@ -96,3 +96,11 @@ def test_a_grid_is_enlarged_by_repetition() -> None:
     for row in range(4):
         for column in range(4):
             assert torch.equal(large[:, row, column], small[:, row // 2 * 2 + column // 2])
+
+
+def test_as_many_tokens_are_not_the_same_tokens() -> None:
+    """Two special tokens and 2 x 2 places are six, as 2 x 3 places are."""
+    ours, theirs = Grid(2, (2, 2)), Grid(0, (2, 3))
+    own, other, _ = aligned_tokens(states(ours, 4), states(theirs, 4), None, ours, theirs)
+    assert torch.equal(own, states(ours, 4)[:, 2:])
+    assert other.shape == (2, 4, 4)

@@ -67,6 +67,11 @@ def test_bins_hold_every_row_once(sizes: tuple[int, int, int], bins: int):
     assert right == pytest.approx((logits.argmax(axis=1) == labels).sum())
 
 
+def test_a_bin_holds_its_upper_edge():
+    """As in the paper; half sure of two classes is the most frequent edge."""
+    assert [part.rows for part in reliability([[0.0, 0.0]], [0], bins=2)] == [1, 0]
+
+
 def test_full_confidence_is_in_the_last_bin():
     """Sure models have a softmax of exactly 1, which lies on the last edge."""
     found = reliability([[300.0, -300.0]], [1], bins=15)

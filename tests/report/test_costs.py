@@ -112,6 +112,22 @@ def test_a_model_that_fails_loses_only_itself(output: Path, tmp_path: Path):
     assert "latencies of kd are those that the recipe measured" in outcome.notes[1]
 
 
+def test_without_its_memory_a_model_is_measured(output: Path, monkeypatch: pytest.MonkeyPatch):
+    """Only Linux shows the memory of a process; operations, latency and layers are the same everywhere."""
+
+    def peak_memory(*arguments: object) -> int:
+        raise OSError("this system lacks it")
+
+    monkeypatch.setattr(costs, "peak_memory", peak_memory)
+    outcome = read_outcome(output)
+    teacher, arms = reports(outcome)
+    assert len(measure(outcome, teacher, arms, (1,))) == 2
+    assert (teacher.peak_memory, teacher.flops is None) == (None, False)
+    assert [note.split(" could")[0].split(": ")[1] for note in outcome.notes] == [
+        f"the memory of {name!r}" for name in ("teacher", "control", "kd")
+    ]
+
+
 def test_a_teacher_of_other_tokens_is_not_run_on_the_students(tmp_path: Path):
     """The ids mean other words to it: it would give figures, of noise."""
     write_output(tmp_path, arms=("kd",), seeds=(0,), kind="text")
