@@ -19,10 +19,18 @@ if TYPE_CHECKING:
     from hfdistill.capture import Capture as Capture
     from hfdistill.experiment import Comparison as Comparison
     from hfdistill.experiment import Experiment as Experiment
+    from hfdistill.export import export_onnx as export_onnx
     from hfdistill.few_sample import Recovery as Recovery
     from hfdistill.few_sample import recover_from_few_samples as recover_from_few_samples
     from hfdistill.image_classification import ImageClassification as ImageClassification
     from hfdistill.image_classification import distil_image_classifier as distil_image_classifier
+    from hfdistill.images.augmentation import Augmentation as Augmentation
+    from hfdistill.images.batches import ImageCollator as ImageCollator
+    from hfdistill.images.mixing import ImageMixing as ImageMixing
+    from hfdistill.images.pixels import PixelConversion as PixelConversion
+    from hfdistill.images.pixels import PixelStandard as PixelStandard
+    from hfdistill.images.rows import ImageRows as ImageRows
+    from hfdistill.images.rows import load_images as load_images
     from hfdistill.layer_map import LayerMap as LayerMap
     from hfdistill.losses import ActivationAttentionLoss as ActivationAttentionLoss
     from hfdistill.losses import AdjustedTargetLoss as AdjustedTargetLoss
@@ -91,8 +99,12 @@ if TYPE_CHECKING:
     from hfdistill.presets import preset as preset
     from hfdistill.presets import preset_names as preset_names
     from hfdistill.projector import Projector as Projector
+    from hfdistill.publishing.card import write_model_card as write_model_card
+    from hfdistill.publishing.push import push_student as push_student
     from hfdistill.recipe_arguments import parse_recipe as parse_recipe
     from hfdistill.recipe_arguments import run_recipe as run_recipe
+    from hfdistill.report.analysis import analyse as analyse
+    from hfdistill.report.analysis import write_report as write_report
     from hfdistill.representations import Attention as Attention
     from hfdistill.representations import Batch as Batch
     from hfdistill.representations import Needs as Needs
@@ -116,6 +128,7 @@ if TYPE_CHECKING:
 _SUBMODULE_OF = {
     "ActivationAttentionLoss": "losses",
     "AdjustedTargetLoss": "losses",
+    "analyse": "report.analysis",
     "Anatomy": "anatomy",
     "AngleRelationLoss": "losses",
     "AttendedLayerLoss": "losses",
@@ -124,6 +137,7 @@ _SUBMODULE_OF = {
     "AttentionMapLoss": "losses",
     "AttentionRelationLoss": "losses",
     "AttentiveChannelLoss": "losses",
+    "Augmentation": "images.augmentation",
     "Batch": "representations",
     "BatchRelationLoss": "losses",
     "BilevelLoss": "losses",
@@ -149,6 +163,7 @@ _SUBMODULE_OF = {
     "DistillationTrainer": "trainer",
     "DistillationTrainingArguments": "arguments",
     "Experiment": "experiment",
+    "export_onnx": "export",
     "FeatureMapLoss": "losses",
     "FlowLoss": "losses",
     "FrozenTeacher": "teachers",
@@ -156,6 +171,9 @@ _SUBMODULE_OF = {
     "HiddenStateLoss": "losses",
     "HolisticLoss": "losses",
     "ImageClassification": "image_classification",
+    "ImageCollator": "images.batches",
+    "ImageMixing": "images.mixing",
+    "ImageRows": "images.rows",
     "InBatchContrastLoss": "losses",
     "InstanceGraphLoss": "losses",
     "JensenShannonLoss": "losses",
@@ -167,6 +185,7 @@ _SUBMODULE_OF = {
     "LearnedTransferLoss": "losses",
     "LightweightTeacherLoss": "losses",
     "Linear": "schedules",
+    "load_images": "images.rows",
     "LocalCorrelationLoss": "losses",
     "LogitLoss": "losses",
     "Method": "losses.method",
@@ -177,11 +196,14 @@ _SUBMODULE_OF = {
     "parse_recipe": "recipe_arguments",
     "PatienceLoss": "losses",
     "Piecewise": "schedules",
+    "PixelConversion": "images.pixels",
+    "PixelStandard": "images.pixels",
     "preset": "presets",
     "preset_names": "presets",
     "PrimeAwareLoss": "losses",
     "ProbabilisticTransferLoss": "losses",
     "Projector": "projector",
+    "push_student": "publishing.push",
     "Ramp": "schedules",
     "recover_from_few_samples": "few_sample",
     "Recovery": "few_sample",
@@ -212,6 +234,8 @@ _SUBMODULE_OF = {
     "UncertaintyMixup": "mixup",
     "UniversalLogitLoss": "losses",
     "VariationalLoss": "losses",
+    "write_model_card": "publishing.card",
+    "write_report": "report.analysis",
 }
 
 __all__ = ["__version__", *_SUBMODULE_OF]

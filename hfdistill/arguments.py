@@ -7,7 +7,7 @@ from typing import Any
 
 from transformers import TrainingArguments
 
-from hfdistill.image_mixing import ImageMixing
+from hfdistill.images.mixing import ImageMixing
 from hfdistill.mixup import UncertaintyMixup
 
 

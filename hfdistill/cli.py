@@ -9,8 +9,16 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-_BAD_INPUT = (FileNotFoundError, NotADirectoryError, ImportError, TypeError, ValueError, ConnectionError)
-"""What the library raises of input that cannot be right; anything else is a bug, and shows its traceback."""
+_BAD_INPUT = (
+    FileNotFoundError,
+    NotADirectoryError,
+    PermissionError,
+    ConnectionError,
+    ImportError,
+    TypeError,
+    ValueError,
+)
+"""What the library raises of input that cannot be right, of no login and no network; anything else is a bug."""
 
 
 def main(words: Sequence[str] | None = None) -> int:
@@ -104,7 +112,7 @@ def _export(given: argparse.Namespace) -> str:
 
 
 def _push(given: argparse.Namespace) -> str:
-    from hfdistill.publishing import push_student
+    from hfdistill.publishing.push import push_student
 
     pushed = push_student(
         given.folder,

@@ -29,8 +29,9 @@ from hfdistill.comparison import write_json
 from hfdistill.evaluation import Array, input_batches, predicted_logits, write_tensors
 from hfdistill.losses import TaskLoss
 from hfdistill.measurement import latencies, machine_name
-from hfdistill.model_card import write_model_card
 from hfdistill.objective import Objective
+from hfdistill.publishing.card import write_model_card
+from hfdistill.publishing.folder import TASKS
 from hfdistill.report import (
     ArmResult,
     agreement,
@@ -41,7 +42,6 @@ from hfdistill.report import (
     size_on_disk,
 )
 from hfdistill.run_record import finished_seconds, plain_arguments, rows_digest, run_key, write_record
-from hfdistill.student_folder import TASKS
 from hfdistill.trainer import DistillationTrainer
 
 logger = logging.getLogger(__name__)

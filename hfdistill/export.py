@@ -24,9 +24,9 @@ from transformers import PreTrainedModel
 
 from hfdistill.anatomy import Anatomy
 from hfdistill.measurement import Latency, machine_name, timed_passes
-from hfdistill.merged_student import merged_student
+from hfdistill.publishing.folder import StudentFolder
+from hfdistill.publishing.merging import merged_student
 from hfdistill.saved_model import load_saved
-from hfdistill.student_folder import StudentFolder
 
 FILE = "model.onnx"
 RECORD = "onnx.json"

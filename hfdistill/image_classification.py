@@ -16,9 +16,9 @@ from hfdistill.arguments import DistillationTrainingArguments
 from hfdistill.classification import Classification, ClassificationData, Inputs, distil_classifier
 from hfdistill.evaluation import Array
 from hfdistill.experiment import Comparison
-from hfdistill.image_augmentation import Augmentation
-from hfdistill.image_batches import ImageCollator
-from hfdistill.image_rows import load_images
+from hfdistill.images.augmentation import Augmentation
+from hfdistill.images.batches import ImageCollator
+from hfdistill.images.rows import load_images
 
 
 @dataclass

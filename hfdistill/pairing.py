@@ -19,13 +19,13 @@ from hfdistill.compatibility import (
     check_tokenizers,
     check_vocabulary_sizes,
 )
-from hfdistill.image_mixing import ImageMixing
-from hfdistill.image_pairing import settled_conversion
+from hfdistill.images.mixing import ImageMixing
+from hfdistill.images.pairing import settled_conversion
+from hfdistill.images.pixels import PixelConversion
 from hfdistill.losses import TaskLoss
 from hfdistill.losses.bilevel import is_learning
 from hfdistill.mixup import UncertaintyMixup
 from hfdistill.objective import Objective
-from hfdistill.pixels import PixelConversion
 from hfdistill.teacher_tokens import holds_own
 from hfdistill.teachers import FrozenTeacher, Teacher
 

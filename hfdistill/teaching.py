@@ -8,8 +8,8 @@ from typing import Any
 
 from torch import Tensor
 
+from hfdistill.images.pixels import PixelConversion, explained_shapes
 from hfdistill.mixup import MixedBatch
-from hfdistill.pixels import PixelConversion, explained_shapes
 from hfdistill.representations import Needs, Representations
 from hfdistill.teacher_tokens import own_inputs
 from hfdistill.teacher_watch import TeacherWatch

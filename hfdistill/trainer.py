@@ -24,6 +24,7 @@ from hfdistill.attachment import SUBMODULE, Attachment, Request, task_loss_of
 from hfdistill.compatibility import check_arguments, check_dataset, check_optimizer
 from hfdistill.configuration import as_objective
 from hfdistill.freezing import LayerFreezing
+from hfdistill.images.pixels import explained_shapes
 from hfdistill.item_counts import ItemCounts
 from hfdistill.losses.bilevel import BilevelLoss
 from hfdistill.meta_gradient import add_meta_gradients, meta_gradients
@@ -34,8 +35,7 @@ from hfdistill.objective_state import load_objective, save_objective
 from hfdistill.observation import observed_task_loss, observed_terms
 from hfdistill.pairing import bind_objective, check_mixing, check_run, paired_inputs, prepare_ddp, settled_teacher
 from hfdistill.perturbation import found_shift, shifted_embeddings
-from hfdistill.pixels import explained_shapes
-from hfdistill.publishing import PublishingTrainer
+from hfdistill.publishing.push import PublishingTrainer
 from hfdistill.representations import SAMPLE_INDEX, Batch, Representations
 from hfdistill.sample_index import class_labels, indexed_rows
 from hfdistill.schedules import Constant

@@ -9,8 +9,8 @@ from datasets import ClassLabel, Dataset, DatasetDict, Features
 from datasets import Image as ImageFeature
 from PIL import Image
 
-from hfdistill.image_decoding import decode_image
-from hfdistill.image_rows import ImageRows
+from hfdistill.images.decoding import decode_image
+from hfdistill.images.rows import ImageRows
 
 COLOURS = ("blue", "green", "red")
 

@@ -21,7 +21,7 @@ from transformers import (
 
 from hfdistill import DistillationTrainer, HiddenStateLoss, Objective, SoftTargetLoss, TaskLoss
 from hfdistill.export import export_onnx
-from hfdistill.publishing import PublishingTrainer, push_student
+from hfdistill.publishing.push import PublishingTrainer, push_student
 
 WORDS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *map(str, range(59)))
 

@@ -17,20 +17,30 @@ import hfdistill
 
 # A module imports only modules of the lines above its own. This is the order of reading, too.
 LINES = (
-    ("functional", "functional.*", "keywords", "layer_map", "projector", "schedules"),
+    ("functional", "functional.*", "keywords", "layer_map", "patches", "projector", "schedules", "vision_stages"),
     ("anatomy", "representations", "capture"),
     ("losses", "losses.*"),
     ("objective",),
     (  # its second half is what trainer and report are made of
         *("attachment", "few_sample", "freezing", "meta_gradient", "perturbation"),
         *("schemes", "schemes.*", "teachers", "teacher_cache"),
-        *("compatibility", "measurement", "mixup", "objective_state", "observation", "sample_index"),
-        *("student_state", "teacher_tokens", "teacher_watch", "term_averages"),
+        *("compatibility", "distillation_token", "evaluation", "item_counts", "likeness", "measurement", "mixup"),
+        *("objective_state", "observation", "sample_index", "saved_model", "student_sizes", "student_state"),
+        *("teacher_tokens", "teacher_watch", "term_averages"),
+        *(f"images.{name}" for name in ("augmentation", "decoding", "labels", "mixing", "pixels", "sources")),
     ),
-    ("presets", "presets.*", "arguments", "configuration", "pairing", "trainer"),
-    ("students", "stages", "checks", "report", "report.*", "glue", "run_record", "methods"),
+    # What a trainer writes beside its student, of the figures that a report holds.
+    ("report", "report.contents", "report.results", "report.statistics"),
+    ("publishing", "publishing.*"),
+    (
+        *("presets", "presets.*", "arguments", "configuration", "images.pairing", "model_inputs", "pairing"),
+        *("teaching", "trainer"),
+    ),
+    ("students", "stages", "checks", "glue", "run_record", "methods", "class_names", "comparison", "peak_memory"),
+    ("report.*", "export", "images", "images.*"),
     ("experiment",),
-    ("text_classification",),
+    ("classification",),
+    ("text_classification", "image_classification"),
     ("recipe_arguments",),
     ("cli",),
 )
@@ -42,18 +52,40 @@ LOSS_BASES = tuple(
         *("logits", "memory", "method", "papers", "places", "pooling"),
     )
 )
+# What a report is made of, beside the figures that a trainer needs too.
+REPORT = (
+    "calibration",
+    "similarity",
+    "record",
+    "folders",
+    "scores",
+    "costs",
+    "figures",
+    "finding",
+    "markdown",
+    "page",
+)
 # What a module may import of its own line. A folder's __init__ may import the folder's modules besides.
 SAME_LINE = {
     "functional.*": ("functional.reductions",),
     "capture": ("anatomy", "representations"),
     "losses.*": LOSS_BASES,
     "teachers": ("teacher_cache", "teacher_tokens"),
+    "images.mixing": ("mixup",),
+    "images.*": tuple(f"images.{name}" for name in ("augmentation", "decoding", "labels", "sources")),
     "presets.*": ("presets.shares",),
+    "publishing.*": tuple(
+        f"publishing.{name}" for name in ("record", "folder", "card_sections", "card", "merging", "repository")
+    ),
+    "report.results": ("report.statistics",),
+    "report.contents": ("report.statistics",),
+    "report.*": tuple(f"report.{name}" for name in REPORT),
+    "pairing": ("images.pairing",),
     "configuration": ("presets",),
     "observation": ("attachment",),
     "perturbation": ("attachment",),
     "student_state": ("attachment",),
-    "trainer": ("arguments", "configuration", "pairing", "presets"),
+    "trainer": ("arguments", "configuration", "model_inputs", "pairing", "presets", "teaching"),
 }
 # Where the lines above allow more than a module should see: importer -> (of this, only these).
 NARROWER = {"objective": ("losses*", ("losses.base", "losses.bilevel"))}

@@ -8,7 +8,7 @@ from transformers import HfArgumentParser, TrainingArguments
 
 from hfdistill import DistillationTrainingArguments
 from hfdistill.arguments import DistillationSettings
-from hfdistill.image_mixing import ImageMixing
+from hfdistill.images.mixing import ImageMixing
 from hfdistill.mixup import UncertaintyMixup
 
 

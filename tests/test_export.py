@@ -20,7 +20,7 @@ from transformers import PreTrainedModel
 from hfdistill import export
 from hfdistill.export import OnnxExport, export_onnx, read_batch
 from hfdistill.measurement import Latency
-from hfdistill.training_record import write_training_record
+from hfdistill.publishing.record import write_training_record
 
 SIZES = (1, 3)
 
@@ -212,7 +212,7 @@ def test_inputs_that_cannot_be_its_own_are_refused(batch: dict[str, Tensor], tmp
 
 
 def test_a_student_that_torch_cannot_write_is_told_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """torch's own message is a page of advice to its developers, with the reason somewhere below."""
+    """Torch's own message is a page of advice to its developers, with the reason somewhere below."""
     toy_bert().save_pretrained(tmp_path)
 
     def fail(*_: object, **__: object) -> None:

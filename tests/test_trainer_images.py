@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
 
 from hfdistill import FrozenTeacher, Objective, SoftTargetLoss, TaskLoss
-from hfdistill.image_mixing import ImageMixing
+from hfdistill.images.mixing import ImageMixing
 from hfdistill.mixup import Mix
 
 MIXING = {"mixup_alpha": 0.8, "cutmix_alpha": 1.0}

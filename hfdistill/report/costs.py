@@ -13,16 +13,16 @@ from torch import Tensor, nn
 from transformers import AutoImageProcessor, PreTrainedModel
 
 from hfdistill.anatomy import Anatomy
+from hfdistill.images.pixels import ImageShape, PixelConversion, PixelStandard
 from hfdistill.measurement import flops, latencies
-from hfdistill.merged_student import merged_student
 from hfdistill.peak_memory import peak_memory
-from hfdistill.pixels import ImageShape, PixelConversion, PixelStandard
+from hfdistill.publishing.folder import StudentFolder
+from hfdistill.publishing.merging import merged_student
 from hfdistill.report.contents import ModelReport, Similarity
 from hfdistill.report.folders import Outcome, distillation_record, mapped_layers
 from hfdistill.report.results import CONTROL
 from hfdistill.report.similarity import layer_similarity
 from hfdistill.saved_model import ADAPTER, load_saved
-from hfdistill.student_folder import StudentFolder
 
 _FAILURES = (ValueError, RuntimeError, OSError, IndexError, TypeError, KeyError)
 """What a model raises of inputs that it was not made for, and a folder that is not whole; anything else is a bug."""

@@ -232,12 +232,15 @@ def test_each_candidate_has_a_projection_of_its_own_widths() -> None:
     loss = bound(KnowledgeProjectionLoss([-1], [1, 2, 3], momentum=0.0))
     assert [tuple(projection.shape) for projection in loss.projections] == [(6, 5), (8, 5), (10, 5)]
     start = {name: value.clone() for name, value in loss.state_dict().items()}
-    start["left"] = torch.tensor([False, True, False])
-    loss(OURS, THEIRS, replace(Batch(ROWS), progress=1.0))
-    loss.left = torch.tensor([True, False, False])
+    start["running"], start["left"] = torch.zeros(3), torch.tensor([False, True, False])
+    late = replace(Batch(ROWS), progress=1.0)
+    loss.running = torch.tensor([2.0, 2.0, 1.0])
+    loss(OURS, THEIRS, late)
+    assert loss.remaining == ((3, 3),)
     loss.load_state_dict(start)
-    loss(OURS, THEIRS, replace(Batch(ROWS), progress=1.0))
+    loss(OURS, THEIRS, late)
     assert loss.remaining == ((3, 2),)
+    assert (loss.running > 0).tolist() == [False, True, False]  # the one that was left is the one that was looked at
 
 
 def test_text_and_images_have_no_tokens_in_common() -> None:

@@ -57,12 +57,6 @@ def _model(name: str, position: int) -> ModelReport:
         term: (steps, [2.3 * math.exp(-step / (300 + 40 * position)) + 0.6 + 0.02 * i for step in steps])
         for i, term in enumerate(terms)
     }
-    latencies = [
-        Latency("torch", size, seconds * (1 if teacher else 0.52), (seconds,), "cpu", 1)
-        for size, seconds in ((1, 0.0063), (8, 0.021), (32, 0.0744))
-    ]
-    if name == "kd":
-        latencies.append(Latency("onnxruntime", 1, 0.0011, (0.0011,), "cpu", 1))
     bins = [
         ReliabilityBin(
             k / 10, (k + 1) / 10, 40 * k * k, (k + 0.5) / 10, min(1.0, (k + 0.5) / 10 * (0.9 + position / 50))
@@ -85,7 +79,17 @@ def _model(name: str, position: int) -> ModelReport:
         bytes=4_800_000 if teacher else 2_500_000,
         flops=170_000_000 if teacher else 86_000_000,
         peak_memory=None if name == "deit" else 61_000_000,
-        latencies=latencies,
+        latencies=_latencies(name),
         curves=curves,
         training_seconds=None if teacher else 812.0 + 30 * position,
     )
+
+
+def _latencies(name: str) -> list[Latency]:
+    latencies = [
+        Latency("torch", size, seconds * (1 if name == "teacher" else 0.52), (seconds,), "cpu", 1)
+        for size, seconds in ((1, 0.0063), (8, 0.021), (32, 0.0744))
+    ]
+    if name == "kd":
+        latencies.append(Latency("onnxruntime", 1, 0.0011, (0.0011,), "cpu", 1))
+    return latencies

@@ -4,7 +4,18 @@ from __future__ import annotations
 
 import pytest
 import torch
-from toy_models import PAD, image_inputs, text_inputs, toy_bert, toy_deit, toy_gpt2, toy_resnet, toy_t5, toy_vit
+from toy_models import (
+    PAD,
+    image_inputs,
+    text_inputs,
+    toy_bert,
+    toy_deit,
+    toy_gpt2,
+    toy_resnet,
+    toy_swin,
+    toy_t5,
+    toy_vit,
+)
 
 from hfdistill.capture import capture
 from hfdistill.functional.kernels import linear_cka_debiased
@@ -58,9 +69,9 @@ def test_padding_does_not_matter():
     torch.testing.assert_close(short, long, atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize("teacher", [toy_deit(layers=2), toy_resnet()])
+@pytest.mark.parametrize("teacher", [toy_deit(layers=2), toy_resnet(), toy_swin()], ids=["deit", "resnet", "swin"])
 def test_other_numbers_of_places_are_compared_by_row(teacher: torch.nn.Module):
-    """DeiT has a token more than ViT, a convolutional network fewer places in each stage."""
+    """DeiT has a token more than ViT, Swin and convolutional networks have fewer places in each stage."""
     student, inputs = toy_vit(layers=2, width=8), image_inputs(12)
     values = layer_similarity(student, teacher, inputs)
     states = [capture(model, inputs, Needs(hidden_states=frozenset({1})))[1] for model in (student, teacher)]

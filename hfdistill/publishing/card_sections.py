@@ -10,8 +10,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from hfdistill.measurement import size_on_disk
+from hfdistill.publishing.folder import StudentFolder
 from hfdistill.report.results import ArmResult, markdown_table, results_table
-from hfdistill.student_folder import StudentFolder
 
 CONTROL = "control"
 _HYPER_PARAMETERS = (

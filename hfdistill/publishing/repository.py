@@ -20,10 +20,10 @@ from typing import Any
 from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete, HfApi, constants, get_token
 from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 
-from hfdistill.merged_student import merged_student
-from hfdistill.model_card import is_draft, model_card
-from hfdistill.student_folder import ADAPTER, CARD, EXPORT, MODEL, StudentFolder
-from hfdistill.training_record import is_repository_name, without_folders
+from hfdistill.publishing.card import is_draft, model_card
+from hfdistill.publishing.folder import ADAPTER, CARD, EXPORT, MODEL, StudentFolder
+from hfdistill.publishing.merging import merged_student
+from hfdistill.publishing.record import is_repository_name, without_folders
 
 logger = logging.getLogger(__name__)
 

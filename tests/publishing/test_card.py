@@ -17,10 +17,10 @@ from training_toys import image_rows, largest_difference, trainer_of, weights_of
 
 from hfdistill import HiddenStateLoss, Objective, TaskLoss
 from hfdistill.measurement import Latency
-from hfdistill.model_card import is_draft, write_model_card
+from hfdistill.publishing.card import is_draft, write_model_card
+from hfdistill.publishing.record import RECORD
 from hfdistill.report.results import ArmResult
 from hfdistill.report.statistics import Interval
-from hfdistill.training_record import RECORD
 
 
 def arm(name: str, accuracies: list[float], difference: Interval | None = None) -> ArmResult:

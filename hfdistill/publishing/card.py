@@ -16,7 +16,7 @@ from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
-from hfdistill.card_sections import (
+from hfdistill.publishing.card_sections import (
     citation,
     costs,
     distillation,
@@ -27,8 +27,8 @@ from hfdistill.card_sections import (
     summary,
     versions,
 )
-from hfdistill.student_folder import CARD, StudentFolder
-from hfdistill.training_record import is_repository_name
+from hfdistill.publishing.folder import CARD, StudentFolder
+from hfdistill.publishing.record import is_repository_name
 
 logger = logging.getLogger(__name__)
 

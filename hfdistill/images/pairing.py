@@ -10,7 +10,7 @@ from torch import nn
 from transformers import AutoImageProcessor, ImageProcessingMixin
 
 from hfdistill.anatomy import Anatomy
-from hfdistill.pixels import ImageShape, PixelConversion, PixelStandard
+from hfdistill.images.pixels import ImageShape, PixelConversion, PixelStandard
 from hfdistill.teachers import FrozenTeacher, Teacher
 
 

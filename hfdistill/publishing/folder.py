@@ -13,7 +13,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
-from hfdistill.training_record import RECORD, is_repository_name
+from hfdistill.publishing.record import RECORD, is_repository_name
 
 CARD = "README.md"
 """Name of the model card."""

@@ -12,8 +12,8 @@ from datasets.exceptions import DatasetNotFoundError
 from image_toys import COLOURS, check_colours, encoded, write_folder
 from PIL import Image
 
-import hfdistill.image_sources
-from hfdistill.image_rows import load_images
+import hfdistill.images.sources
+from hfdistill.images.rows import load_images
 
 
 def test_class_folders_with_splits(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -128,6 +128,6 @@ def test_a_hub_name_that_cannot_be_had(
     def refuse(*_: Any, **__: Any) -> None:
         raise error
 
-    monkeypatch.setattr(hfdistill.image_sources, "load_dataset", refuse)
+    monkeypatch.setattr(hfdistill.images.sources, "load_dataset", refuse)
     with pytest.raises(kind, match=message):
         load_images("owner/name")

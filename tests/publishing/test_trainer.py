@@ -16,7 +16,7 @@ from training_toys import arguments, trainer_of
 from transformers import AutoModelForSequenceClassification
 
 from hfdistill import HiddenStateLoss, Objective, TaskLoss
-from hfdistill.training_record import RECORD
+from hfdistill.publishing.record import RECORD
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ from transformers.models.imagegpt.image_processing_pil_imagegpt import ImageGPTI
 from transformers.models.mobilevit.image_processing_pil_mobilevit import MobileViTImageProcessorPil
 from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
 
-from hfdistill.pixels import ImageShape, PixelConversion, PixelStandard, explained_shapes
+from hfdistill.images.pixels import ImageShape, PixelConversion, PixelStandard, explained_shapes
 
 VIT = ViTImageProcessorPil(size={"height": 12, "width": 12})
 OTHERS = {

@@ -10,7 +10,7 @@ from source_tree import sources
 from torch import Tensor
 from torch.nn import functional as F
 
-from hfdistill.image_mixing import ImageMixing
+from hfdistill.images.mixing import ImageMixing
 from hfdistill.losses import CATALOGUE, TaskLoss
 from hfdistill.losses.response.knowledge_adjustment import AdjustedTargetLoss
 from hfdistill.mixup import Mix, MixedBatch

@@ -15,9 +15,9 @@ from typing import Any
 import numpy as np
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, Value
 
-from hfdistill.image_decoding import decode_image, require_pillow
-from hfdistill.image_labels import Indices, class_indices
-from hfdistill.image_sources import open_images
+from hfdistill.images.decoding import decode_image, require_pillow
+from hfdistill.images.labels import Indices, class_indices
+from hfdistill.images.sources import open_images
 
 logger = logging.getLogger(__name__)
 

@@ -12,8 +12,8 @@ from datasets import Image as ImageFeature
 from image_toys import check_colours, encoded, rows_of, splits, write_folder
 from PIL import Image
 
-import hfdistill.image_rows
-from hfdistill.image_rows import load_images
+import hfdistill.images.rows
+from hfdistill.images.rows import load_images
 
 
 def test_one_level_of_class_folders_is_split(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -86,7 +86,7 @@ def test_images_are_decoded_once_for_all_runs(tmp_path: Path, monkeypatch: pytes
     folder = write_folder(tmp_path / "set", {"train": 2, "test": 2})
     load_images(folder, cache_dir=tmp_path / "cache")
     with monkeypatch.context() as patch:
-        patch.setattr(hfdistill.image_rows, "decode_image", lambda *_: pytest.fail("decoded again"))
+        patch.setattr(hfdistill.images.rows, "decode_image", lambda *_: pytest.fail("decoded again"))
         load_images(folder, cache_dir=tmp_path / "cache")
     (folder / "train" / "red" / "0.png").write_bytes(b"broken")
     with pytest.raises(ValueError, match=r"red.0\.png"):

@@ -4,7 +4,7 @@ import pytest
 from datasets import ClassLabel, Dataset, Value
 from image_toys import COLOURS, rows_of, splits
 
-from hfdistill.image_rows import load_images
+from hfdistill.images.rows import load_images
 
 
 def test_labels_of_other_kinds() -> None:

@@ -11,8 +11,8 @@ from typing import Any
 from torch import nn
 
 from hfdistill.measurement import parameter_count
-from hfdistill.student_folder import ADAPTER, CARD, StudentFolder
-from hfdistill.training_record import RECORD
+from hfdistill.publishing.folder import ADAPTER, CARD, StudentFolder
+from hfdistill.publishing.record import RECORD
 
 
 def merged_student(student: StudentFolder, scratch: str | Path, model: nn.Module | None = None) -> StudentFolder:

@@ -11,7 +11,7 @@ from training_toys import text_rows, trainer_of
 from transformers import AutoModelForSequenceClassification
 
 from hfdistill import HiddenStateLoss, Linear, Objective, SoftTargetLoss, TaskLoss, preset
-from hfdistill.training_record import is_repository_name, training_record, without_folders
+from hfdistill.publishing.record import is_repository_name, training_record, without_folders
 
 TOKEN = "hf_SecretOfThisTest"
 

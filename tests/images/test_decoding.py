@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from hfdistill.image_decoding import decode_image
+from hfdistill.images.decoding import decode_image
 
 
 def encoded(image: Image.Image, kind: str = "PNG", **options: Any) -> dict[str, Any]:
@@ -106,7 +106,7 @@ def test_what_is_no_image_at_all() -> None:
 
 def test_without_pillow(monkeypatch: pytest.MonkeyPatch) -> None:
     """Pillow is optional: the error must say how to get it."""
-    from hfdistill.image_decoding import require_pillow
+    from hfdistill.images.decoding import require_pillow
 
     monkeypatch.setitem(__import__("sys").modules, "PIL", None)
     with pytest.raises(ImportError, match=r"hfdistill\[vision\]"):

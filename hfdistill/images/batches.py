@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 from transformers.image_processing_utils import BaseImageProcessor
 
-from hfdistill.image_augmentation import Augmentation, draws_of
-from hfdistill.image_decoding import decode_image, require_pillow
+from hfdistill.images.augmentation import Augmentation, draws_of
+from hfdistill.images.decoding import decode_image, require_pillow
 
 if TYPE_CHECKING:
     from PIL.Image import Image

@@ -21,7 +21,7 @@ from toy_models import toy_bert, with_lora
 from transformers import AutoModelForSequenceClassification
 
 from hfdistill.objective_state import OBJECTIVE_STATE
-from hfdistill.publishing import push_student
+from hfdistill.publishing.push import push_student
 
 PROGRAM = str(Path(__file__).with_name("publishing_runs.py"))
 STUDENT = {"README.md", "config.json", "distillation.json", "model.safetensors"}

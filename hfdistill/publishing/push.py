@@ -21,12 +21,12 @@ from transformers import Trainer
 from transformers.trainer_utils import HubStrategy
 from transformers.utils.hub import PushInProgress
 
-from hfdistill.hub_repository import HubRepository, explained
-from hfdistill.model_card import write_model_card
 from hfdistill.objective import Objective
-from hfdistill.student_folder import CARD, StudentFolder
+from hfdistill.publishing.card import write_model_card
+from hfdistill.publishing.folder import CARD, StudentFolder
+from hfdistill.publishing.record import write_training_record
+from hfdistill.publishing.repository import HubRepository, explained
 from hfdistill.teachers import Teacher
-from hfdistill.training_record import write_training_record
 
 logger = logging.getLogger(__name__)
 

@@ -14,8 +14,8 @@ from toy_models import toy_vit
 from training_toys import largest_difference, trainer_of, weights_of
 from transformers import ConvNextImageProcessorPil, DeiTImageProcessorPil, ViTImageProcessorPil
 
-from hfdistill.image_augmentation import AUGMENTATIONS, Augmentation, _one_each, _operations
-from hfdistill.image_batches import ImageCollator
+from hfdistill.images.augmentation import AUGMENTATIONS, Augmentation, _one_each, _operations
+from hfdistill.images.batches import ImageCollator
 
 PROCESSORS = {
     "vit": ViTImageProcessorPil(size={"height": 24, "width": 20}),

@@ -1,0 +1,1 @@
+"""What is written beside a saved student, and how it gets to the hub: record, card, repository."""
