@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from functools import partial
 
 _BAD_INPUT = (
     FileNotFoundError,
@@ -30,11 +31,10 @@ def main(words: Sequence[str] | None = None) -> int:
     Returns:
         0, or 2 for bad input, which is explained on standard error.
     """
-    given, rest = _parser().parse_known_args(words)
-    if given.command == "train":
-        given.words = [*given.words, *rest]
-    elif rest:
-        _parser().error(f"unrecognized arguments: {' '.join(rest)}")
+    words = list(sys.argv[1:] if words is None else words)
+    # what follows `train` is the recipe's, flags included: argparse would sort flags and values apart
+    given = argparse.Namespace(command="train", words=words[1:]) if words[:1] == ["train"] else None
+    given = given or _parser().parse_args(words)
     try:
         print(_COMMANDS[given.command](given))
     except _BAD_INPUT as error:
@@ -44,17 +44,15 @@ def main(words: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="hfdistill", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(prog="hfdistill", description=__doc__.splitlines()[0], allow_abbrev=False)
     commands = parser.add_subparsers(dest="command", required=True)
-    train = commands.add_parser(
-        "train", help="train a recipe: one YAML or JSON file, or flags, or the file and then flags", add_help=False
-    )
-    train.add_argument("words", nargs=argparse.REMAINDER)
-    listing = commands.add_parser("methods", help="list presets and losses: paper, kind of knowledge, what they need")
+    commands.add_parser("train", help="train a recipe: one YAML or JSON file, or flags, or the file and then flags")
+    add = partial(commands.add_parser, allow_abbrev=False)
+    listing = add("methods", help="list presets and losses: paper, kind of knowledge, what they need")
     listing.add_argument("--markdown", action="store_true", help="as the page docs/methods.md")
-    _add_report(commands.add_parser("report", help="compare teacher, control and students: report.md, .json, .html"))
-    _add_export(commands.add_parser("export", help="write a student as ONNX, held to the torch model on real inputs"))
-    _add_push(commands.add_parser("push", help="push a student with its processor, card and results to the hub"))
+    _add_report(add("report", help="compare teacher, control and students: report.md, .json, .html"))
+    _add_export(add("export", help="write a student as ONNX, held to the torch model on real inputs"))
+    _add_push(add("push", help="push a student with its processor, card and results to the hub"))
     return parser
 
 

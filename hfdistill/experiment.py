@@ -279,7 +279,6 @@ class Experiment:
             "seeds": list(seeds),
             "task": TASKS.get(Anatomy.of(self.teacher).head.removeprefix("For"), ""),
             "data": dict(self.data),
-            "batching": dict(self.batching),
             "train_rows": len(self.train_dataset),
             "evaluation_rows": {split: len(rows) for split, rows in self.evaluation.items()},
             "arguments": self.arguments.to_sanitized_dict(),

@@ -105,6 +105,7 @@ def distil_image_classifier(recipe: ImageClassification, args: DistillationTrain
             on_corrupt=recipe.on_corrupt,
             channels=student.evaluation.channels,
         )
+    changes = {"augmentation": recipe.augmentation, "random_erasing": recipe.random_erasing}
     data = ClassificationData(
         train=images.train,
         evaluation={images.evaluation_split: images.evaluation},
@@ -115,11 +116,11 @@ def distil_image_classifier(recipe: ImageClassification, args: DistillationTrain
         metric="accuracy",
         record={
             "name": _known_name(str(recipe.dataset)),
+            **changes,
             **({"skipped": {split: len(names) for split, names in images.skipped.items()}} if images.skipped else {}),
         },
         batching={
-            "augmentation": recipe.augmentation,
-            "random_erasing": recipe.random_erasing,
+            **changes,
             "student_processor": student.processing_class.to_dict(),
             "teacher_processor": teacher.processing_class.to_dict(),
         },

@@ -48,6 +48,9 @@ BESIDE = """## Beside the losses
 
 * Few-sample knowledge distillation (Li et al. 2020, <https://arxiv.org/abs/1812.01839>) has no loss: it mends a pruned
   student block by block in closed form, `recover_from_few_samples(student, teacher, batches)`. Evidence: fskd.
+* Mixup (Zhang et al. 2018, <https://arxiv.org/abs/1710.09412>) and CutMix (Yun et al. 2019,
+  <https://arxiv.org/abs/1905.04899>) show both models the same mixed images, as `deit` and `funmatch` are run:
+  `DistillationTrainingArguments(mixup_alpha=0.8, cutmix_alpha=1.0)`.
 * Uncertainty-aware mixup (Xu et al. 2020, UNIX, <https://arxiv.org/abs/2012.09413>) chooses what both models see:
   `DistillationTrainingArguments(uncertainty_mixup=True)`, with the preset `unix`. Evidence: unix/score_entropy,
   unix/score_margin, unix/score_least_confidence, unix/mask, unix/mix.

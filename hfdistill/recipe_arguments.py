@@ -105,7 +105,7 @@ def parse_recipe(
 
 def _named(words: Sequence[str]) -> str | None:
     """The recipe that the flags name: it decides which other flags there are."""
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument("--recipe")
     named: str | None = parser.parse_known_args(list(words))[0].recipe
     return named

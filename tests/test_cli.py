@@ -3,6 +3,8 @@
 from pathlib import Path
 
 import pytest
+from report.output_folder import write_output
+from toy_models import toy_bert
 
 from hfdistill.cli import main
 from hfdistill.losses import CATALOGUE
@@ -64,3 +66,46 @@ def test_methods_names_what_each_loss_needs() -> None:
     for kind in ("logits", "hidden states", "projections"):
         assert f"Needs: {kind} of the student" in text
     assert "1 hidden (HiddenStateLoss)" in text
+
+
+def test_report_writes_its_files_and_prints_the_figures(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """What is printed is the Markdown that lies beside the page, so that nobody has to look for it."""
+    write_output(tmp_path / "run")
+    assert main(["report", str(tmp_path / "run"), "--output", str(tmp_path / "out"), "--no-measure"]) == 0
+    written = (tmp_path / "out" / "report.md").read_text(encoding="utf-8")
+    assert capsys.readouterr().out.strip() == written.strip()
+    assert "| teacher" in written
+    assert {path.name for path in (tmp_path / "out").iterdir()} >= {"report.md", "report.json", "report.html"}
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["report", "nowhere"], "nowhere"),
+        (["export", "nowhere"], "nowhere"),
+        (["push", "nowhere", "me/student"], "nowhere"),
+        (["train", "--recipe", "audio-classification"], "image-classification"),
+    ],
+)
+def test_what_is_not_there_is_refused(words: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """A command that fails says what it looked for, and ends with 2 for scripts."""
+    assert main(words) == 2
+    assert said in capsys.readouterr().err
+
+
+def test_push_without_a_login_names_the_command(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The commonest failure of a first push."""
+    monkeypatch.setattr("hfdistill.publishing.repository.get_token", lambda: None)
+    toy_bert().save_pretrained(tmp_path)
+    assert main(["push", str(tmp_path), "me/student"]) == 2
+    assert "hf auth login" in capsys.readouterr().err
+
+
+def test_an_unknown_option_is_not_swallowed(capsys: pytest.CaptureFixture[str]) -> None:
+    """Only `train` hands its words on; elsewhere a misspelt option must not be left out in silence."""
+    with pytest.raises(SystemExit):
+        main(["push", "folder", "me/student", "--privat"])
+    with pytest.raises(SystemExit):
+        main(["methods", "--mardown"])

@@ -91,7 +91,7 @@ def test_a_run_ends_in_a_table_and_a_taught_teacher(finished: tuple[ImageClassif
     assert found["labels"] == list(NAMES)
     assert found["protocol"]["task"] == "image-classification"
     assert found["protocol"]["data"]["evaluation_split"] == "validation"
-    assert found["protocol"]["data"]["train_rows"] == 24
+    assert (found["protocol"]["data"]["train_rows"], found["protocol"]["data"]["augmentation"]) == (24, "crop_flip")
     assert [latency["batch_size"] for latency in found["arms"][0]["latencies"]] == [1, 8, 32]
 
 

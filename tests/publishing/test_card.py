@@ -10,7 +10,6 @@ import pytest
 import yaml
 from hub_server import Hub, complaints, reached, running_hub
 from huggingface_hub import ModelCard
-from publishing_runs import Publishing
 from safetensors.torch import load_file
 from toy_models import toy_bert, toy_vit, with_lora
 from training_toys import image_rows, largest_difference, trainer_of, weights_of
@@ -46,7 +45,7 @@ def student(tmp_path: Path) -> Path:
     folder = tmp_path / "kd" / "seed-42"
     teacher = toy_bert(layers=4, seed=1)
     teacher.config.name_or_path = "me/big"
-    trainer = trainer_of(folder, "kd", kind=Publishing, teacher=teacher)
+    trainer = trainer_of(folder, "kd", teacher=teacher)
     trainer.train()
     trainer.save_model()
     rows = (arm("control", [0.8, 0.81]), arm("kd", [0.85, 0.86], Interval(0.05, 0.01, 0.09)))
@@ -109,7 +108,7 @@ def test_the_card_names_teacher_method_and_papers(student: Path) -> None:
 def test_layers_are_shown_as_they_were_mapped(tmp_path: Path) -> None:
     """A rule's name says little without both depths."""
     objective = Objective(hidden=HiddenStateLoss(weight=0.5))
-    trainer = trainer_of(tmp_path, objective, kind=Publishing)
+    trainer = trainer_of(tmp_path, objective)
     trainer.save_model()
     assert re.search(
         r"\| hidden \| HiddenStateLoss \| +0\.5 \| .*\| +0 from 0, 1 from 2, 2 from 4 +\|", write_model_card(tmp_path)
@@ -129,11 +128,11 @@ def test_the_loading_lines_load_the_student(student: Path) -> None:
 def test_an_image_student_and_an_adapter_are_loaded_by_their_own_classes(tmp_path: Path) -> None:
     """AutoModel would load a body without its head, and an adapter is no model."""
     kinds = {"rows": image_rows(), "teacher": toy_vit(layers=3, seed=1)}
-    trainer_of(tmp_path / "vit", "kd", toy_vit(), kind=Publishing, **kinds).save_model()
+    trainer_of(tmp_path / "vit", "kd", toy_vit(), **kinds).save_model()
     card = write_model_card(tmp_path / "vit")
     assert "AutoModelForImageClassification.from_pretrained" in card
     assert ModelCard(card).data.pipeline_tag == "image-classification"
-    trainer_of(tmp_path / "lora", "kd", with_lora(toy_bert(), ["query"]), kind=Publishing).save_model()
+    trainer_of(tmp_path / "lora", "kd", with_lora(toy_bert(), ["query"])).save_model()
     card = write_model_card(tmp_path / "lora")
     assert 'PeftModel.from_pretrained(base, "path/to/this/folder")' in card
     assert "128 of them trained, as an adapter (LORA)" in card
@@ -167,7 +166,7 @@ def test_the_trainers_own_evaluation_is_shown_where_nothing_was_compared(student
 def test_the_control_is_no_distilled_student(tmp_path: Path) -> None:
     """It is trained on labels alone, and a tag that says otherwise would mislead a search."""
     folder = tmp_path / "control" / "seed-42"
-    trainer_of(folder, Objective(task=TaskLoss()), kind=Publishing, teacher=None).save_model()
+    trainer_of(folder, Objective(task=TaskLoss()), teacher=None).save_model()
     (folder / "results.json").write_text(json.dumps(results_of(arm("control", [0.8]), seeds=(42,))))
     card = write_model_card(folder)
     assert "without a teacher" in card

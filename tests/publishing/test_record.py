@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from publishing_runs import Publishing
 from toy_models import toy_bert, with_lora
 from training_toys import text_rows, trainer_of
 from transformers import AutoModelForSequenceClassification
@@ -18,7 +17,7 @@ TOKEN = "hf_SecretOfThisTest"
 
 def recorded(folder: Path, objective: Any = "kd", **changes: Any) -> dict[str, Any]:
     """The record of a toy trainer before it trains."""
-    return training_record(trainer_of(folder, objective, kind=Publishing, **changes))
+    return training_record(trainer_of(folder, objective, **changes))
 
 
 def test_the_objective_is_recorded_as_it_runs(tmp_path: Path) -> None:
@@ -45,7 +44,7 @@ def test_a_preset_is_named_however_it_was_given(tmp_path: Path) -> None:
 def test_sizes_leave_out_what_only_training_needs(tmp_path: Path) -> None:
     """Projectors hang on the student while it trains, and are not in what is saved."""
     student, teacher = toy_bert(width=8), toy_bert(layers=4, seed=1)
-    trainer = trainer_of(tmp_path, Objective(hidden=HiddenStateLoss()), student, kind=Publishing, teacher=teacher)
+    trainer = trainer_of(tmp_path, Objective(hidden=HiddenStateLoss()), student, teacher=teacher)
     plain = student.num_parameters()
     with trainer._attached():
         assert student.num_parameters() > plain
@@ -99,7 +98,7 @@ def test_neither_token_nor_folder_is_recorded(tmp_path: Path) -> None:
 
 def test_the_run_is_recorded_with_what_was_logged(tmp_path: Path) -> None:
     """Figures come from the log and from nowhere else; NaN, which JSON has not, becomes none."""
-    trainer = trainer_of(tmp_path, "kd", kind=Publishing, gradient_accumulation_steps=2, max_steps=1)
+    trainer = trainer_of(tmp_path, "kd", gradient_accumulation_steps=2, max_steps=1)
     assert training_record(trainer)["training"]["seconds"] is None
     trainer.train()
     training, last = training_record(trainer)["training"], trainer.state.log_history[-1]
@@ -112,7 +111,7 @@ def test_the_run_is_recorded_with_what_was_logged(tmp_path: Path) -> None:
 def test_only_the_evaluation_of_these_weights_is_recorded(tmp_path: Path) -> None:
     """The last evaluation may be another step's: its figure would be claimed for weights that never had it."""
     quiet = {"eval_dataset": text_rows(), "eval_strategy": "steps", "eval_steps": 1, "max_steps": 2}
-    trainer = trainer_of(tmp_path, "kd", kind=Publishing, **quiet)
+    trainer = trainer_of(tmp_path, "kd", **quiet)
     trainer.train()
     last = trainer.evaluate()
     assert training_record(trainer)["evaluation"] == {"eval_loss": last["eval_loss"]}
@@ -124,7 +123,7 @@ def test_of_the_best_model_the_best_evaluation_is_recorded(tmp_path: Path) -> No
     """load_best_model_at_end puts other weights in place than those of the last step."""
     saving = {"save_strategy": "steps", "save_steps": 1, "load_best_model_at_end": True, "greater_is_better": True}
     quiet = {"eval_dataset": text_rows(), "eval_strategy": "steps", "eval_steps": 1, "max_steps": 3}
-    trainer = trainer_of(tmp_path, "kd", kind=Publishing, metric_for_best_model="eval_loss", **saving, **quiet)
+    trainer = trainer_of(tmp_path, "kd", metric_for_best_model="eval_loss", **saving, **quiet)
     trainer.train()
     losses = {line["step"]: line["eval_loss"] for line in trainer.state.log_history if "eval_loss" in line}
     assert trainer.state.best_global_step != 3, "the toy run should get better, so that its worst step comes first"

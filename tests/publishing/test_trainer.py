@@ -10,7 +10,6 @@ import pytest
 import torch
 from hub_server import TOKEN, Hub, reached, running_hub
 from peft import PeftModel
-from publishing_runs import Publishing
 from toy_models import toy_bert, with_lora
 from training_toys import arguments, trainer_of
 from transformers import AutoModelForSequenceClassification
@@ -29,7 +28,7 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
 
 def trainer_in(folder: Path, **changes: Any) -> Any:
     """A toy trainer that publishes."""
-    return trainer_of(folder, changes.pop("objective", "kd"), kind=Publishing, **changes)
+    return trainer_of(folder, changes.pop("objective", "kd"), **changes)
 
 
 def test_a_record_lies_beside_saved_students_only(tmp_path: Path) -> None:

@@ -22,7 +22,8 @@ class HiddenStateLoss(LayerwiseLoss):
     et al. 2020, TinyBERT, https://arxiv.org/abs/1909.10351, equations 8 and 9 (hidden and embedding loss, one W);
     Sanh et al. 2019, DistilBERT, https://arxiv.org/abs/1910.01108, section 2 (cosine).
 
-    Shapes: hidden states (B, N, D_student) and (B, N, D_teacher).
+    Shapes: hidden states (B, N, D_student) and (B, N, D_teacher); of image models with other patches or special tokens
+    those that both have, the larger grid average-pooled.
 
     Args:
         layers: which student layer learns from which teacher layer; 0 is the embedding output, which "uniform"
@@ -56,8 +57,8 @@ class HiddenStateLoss(LayerwiseLoss):
             "hidden_cos/masked",
         ),
         restrictions=(
-            "the same tokens on both sides",
-            "a student deeper than its teacher needs explicit pairs of layers",
+            "the same tokens on both sides, or two image models",
+            "a student deeper than its teacher needs explicit pairs of layers, unless the teacher has stages",
         ),
     )
 

@@ -57,8 +57,8 @@ class PatienceLoss(LayerwiseLoss):
             "map/pkd_last_6_12",
         ),
         restrictions=(
-            "the same tokens on both sides",
-            "a student deeper than its teacher needs explicit pairs of layers",
+            "the same tokens on both sides, or two image models",
+            "a student deeper than its teacher needs explicit pairs of layers, unless the teacher has stages",
             "one vector per row: pooling='cls' is for models with a first token that stands for the row, 'last' for "
             "causal ones",
         ),

@@ -57,7 +57,10 @@ class TokenRelationLoss(LayerwiseLoss):
     method = Method(
         papers=(_CKD,),
         evidence=("ckd/wr_pair", "ckd/wr_angle"),
-        restrictions=("the same tokens on both sides", "a sentence of one token has no relations"),
+        restrictions=(
+            "the same tokens on both sides, or two image models",
+            "a sentence of one token has no relations",
+        ),
         unverified="which of its code's distances and differences the paper's results were made with",
     )
     projects: ClassVar[bool] = False
@@ -110,13 +113,17 @@ class LayerRelationLoss(LayerwiseLoss):
         weight: see DistillationLoss.
 
     Raises:
-        ValueError: an unknown relation; fewer than 3 pairs of layers; a layer map that does not fit the two depths.
+        ValueError: an unknown relation; fewer than 3 pairs of layers; layers of one model that differ in width or grid
+            (stages); a layer map that does not fit the two depths.
     """
 
     method = Method(
         papers=(_CKD,),
         evidence=("equal to TokenRelationLoss, held to ckd/wr_pair and ckd/wr_angle, with layers as tokens",),
-        restrictions=("at least 3 mapped layers", "the same tokens on both sides"),
+        restrictions=(
+            "at least 3 mapped layers, of one width and grid in each model",
+            "the same tokens on both sides, or two image models",
+        ),
         unverified="which of its code's distances and differences the paper's results were made with",
     )
     projects: ClassVar[bool] = False

@@ -21,13 +21,9 @@ from transformers import (
 
 from hfdistill import DistillationTrainer, HiddenStateLoss, Objective, SoftTargetLoss, TaskLoss
 from hfdistill.export import export_onnx
-from hfdistill.publishing.push import PublishingTrainer, push_student
+from hfdistill.publishing.push import push_student
 
 WORDS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *map(str, range(59)))
-
-
-class Publishing(DistillationTrainer, PublishingTrainer):
-    """A trainer that distils and publishes."""
 
 
 def answers(model: Any, rows: Any) -> torch.Tensor:
@@ -45,7 +41,6 @@ def text_student(folder: Path) -> torch.Tensor:
         folder / "bert",
         objective,
         toy_bert(width=8),
-        kind=Publishing,
         processing_class=tokenizer,
         save_strategy="steps",
         save_steps=1,
@@ -67,7 +62,6 @@ def image_student(folder: Path) -> torch.Tensor:
         "kd",
         toy_vit(),
         image_rows(),
-        kind=Publishing,
         teacher=toy_vit(layers=4, seed=1),
         processing_class=processor,
         args=args,
@@ -82,7 +76,7 @@ def adapter_student(folder: Path) -> torch.Tensor:
     toy_bert().save_pretrained(folder / "base")
     push_student(folder / "base", "me/base")
     base = AutoModelForSequenceClassification.from_pretrained("me/base")
-    kind: Any = Publishing
+    kind: Any = DistillationTrainer
     trainer = trainer_of(folder / "lora", "kd", with_lora(base, ["query"]), kind=kind, hub_model_id="me/lora")
     trainer.train()
     trainer.push_to_hub()
