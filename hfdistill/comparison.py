@@ -8,10 +8,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from hfdistill.report import ArmResult, results_table
-
-CONTROL = "control"
-"""Name of the arm without distillation."""
+from hfdistill.report.results import CONTROL, ArmResult, results_table
 
 _LOCAL = ("arguments", "recipe")  # of the protocol: paths of this machine, which a published student must not tell
 

@@ -23,7 +23,6 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedModel, TrainingArguments, set_seed
 
 from hfdistill.anatomy import Anatomy
-from hfdistill.comparison import CONTROL as CONTROL
 from hfdistill.comparison import Comparison as Comparison
 from hfdistill.comparison import write_json
 from hfdistill.evaluation import Array, input_batches, predicted_logits, write_tensors
@@ -41,6 +40,7 @@ from hfdistill.report import (
     samples_per_second,
     size_on_disk,
 )
+from hfdistill.report.results import CONTROL as CONTROL
 from hfdistill.run_record import finished_seconds, plain_arguments, rows_digest, run_key, write_record
 from hfdistill.trainer import DistillationTrainer
 
