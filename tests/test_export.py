@@ -174,6 +174,9 @@ def test_an_adapter_is_merged(tmp_path: Path) -> None:
     given = answers(folder / "model.onnx", inputs)
     torch.testing.assert_close(given, expected(student.eval(), inputs), atol=1e-5, rtol=0)
     assert (given - expected(base, inputs)).abs().max() > 0.01
+    type(base.bert)(base.config).save_pretrained(tmp_path / "base")  # the same name, but the head is gone
+    with pytest.raises(ValueError, match=r"classifier\.bias.*modules_to_save"):
+        export_onnx(folder, batch=text_inputs(), sizes=(1,))
 
 
 def test_what_is_missing_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

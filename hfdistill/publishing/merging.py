@@ -8,6 +8,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from safetensors.torch import load_file
 from torch import nn
 
 from hfdistill.measurement import parameter_count
@@ -67,10 +68,18 @@ def _loaded(student: StudentFolder) -> nn.Module:
     names = dict(enumerate(student.labels))
     classes = {"id2label": names, "label2id": {name: at for at, name in names.items()}} if names else {}
     try:
-        model: nn.Module = PeftModel.from_pretrained(auto.from_pretrained(base, **classes), student.path)
+        whole, info = auto.from_pretrained(base, output_loading_info=True, **classes)
     except OSError as error:
         raise ValueError(
             f"the base {base!r} of the adapter in {student.path} cannot be loaded: {error}. Put it where the "
             "adapter's configuration names it."
         ) from error
+    held = {name.removeprefix("base_model.model.") for name in load_file(student.path / ADAPTER[1])}
+    if untrained := sorted(set(info["missing_keys"]) - held):
+        raise ValueError(
+            f"neither the base {base!r} nor the adapter in {student.path} holds {', '.join(untrained[:4])}, so the "
+            "merged model would answer at random there. Train the adapter with modules_to_save=[...] for its head, or "
+            "merge where the model is in memory."
+        )
+    model: nn.Module = PeftModel.from_pretrained(whole, student.path)
     return model

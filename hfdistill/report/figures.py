@@ -127,15 +127,19 @@ def _canvas(width: float = _WIDTH, height: float = _HEIGHT) -> tuple[Figure, Axe
 
 
 def _name_points(axes: Axes, points: Sequence[tuple[str, float, float]]) -> None:
-    """Each name to the right of its point, moved up as far as it takes to keep names apart."""
+    """Each name to the right of its point, moved up as far as it takes to keep clear of the names beside it."""
     low, high = axes.get_ylim()
-    gap, free = (high - low) * 0.06, low
+    gap = (high - low) * 0.06
+    placed: list[tuple[float, float]] = []
     for name, x, y in sorted(points, key=lambda point: point[2]):
-        free = max(y, free)
+        height = y
+        for other, taken in sorted(placed, key=lambda place: place[1]):
+            if 1 / 1.5 < x / other < 1.5 and abs(height - taken) < gap:
+                height = taken + gap
+        placed.append((x, height))
         axes.annotate(
-            name, (x, y), xytext=(x * 1.09, free), fontsize=9, color=_INK, va="center", annotation_clip=False
+            name, (x, y), xytext=(x * 1.09, height), fontsize=9, color=_INK, va="center", annotation_clip=False
         )
-        free += gap
 
 
 def _plain_ticks(axes: Axes) -> None:
