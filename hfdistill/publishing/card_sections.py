@@ -251,7 +251,7 @@ def _bibtex(paper: Mapping[str, Any]) -> str:
     authors = str(paper["authors"])
     words = re.findall(r"\w+", f"{authors.split()[0]} {paper['year']} {paper['title']}".lower())
     fields = {
-        "title": f"{{{paper['title']}}}",
+        "title": f"{{{paper['title']}}}".replace("&", r"\&"),
         "author": authors.replace(" et al.", " and others").replace(", ", " and "),
         "year": paper["year"],
         "url": paper["link"],
