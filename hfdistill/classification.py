@@ -1,8 +1,8 @@
 """Distil a classifier, whatever it reads: the part that a recipe for text and one for images share.
 
 `Classification` describes teacher, student and arms. A recipe of its own adds what its rows are, and turns them into
-`ClassificationData`; `distil_classifier` then finds or fine-tunes the teacher, runs an Experiment over arms and seeds,
-and writes what came of it.
+`ClassificationData`; `prepared_experiment` then finds or fine-tunes the teacher, and `distil_classifier` runs the arms
+and seeds and writes what came of it.
 """
 
 from __future__ import annotations
@@ -108,6 +108,10 @@ class Classification:
         """Where the teacher comes from."""
         return str(self.teacher or self.teacher_body)
 
+    def objective_of(self, arm: str) -> Any:
+        """What an arm learns by, as an Experiment takes it: None for the control, a preset's name or a mapping."""
+        return None if arm == CONTROL else self.objectives.get(arm, arm)
+
     def student_sizes(self) -> dict[str, Any]:
         """What a student that is cut from the teacher has of its own, as keywords of `student_from`."""
         sizes = {"num_layers": self.student_layers, "hidden_size": self.student_hidden_size}
@@ -158,10 +162,10 @@ class ClassificationData:
     batching: Mapping[str, Any] = field(default_factory=dict)
 
 
-def distil_classifier(
+def prepared_experiment(
     recipe: Classification, args: DistillationTrainingArguments, data: ClassificationData
-) -> Comparison:
-    """Run a recipe on data that is ready; everything is written below `args.output_dir`.
+) -> Experiment:
+    """The experiment that a recipe describes, on data that is ready: its teacher stands, no student is trained yet.
 
     Args:
         recipe: what to distil.
@@ -177,7 +181,7 @@ def distil_classifier(
     if data.labels and say_nothing(anatomy.label_names.values()) and not say_nothing(data.labels):
         teacher.config.update(_head(data.labels))  # the student and its records then name the classes
     train = _training_rows(recipe, data.train)
-    experiment = Experiment(
+    return Experiment(
         teacher=teacher,
         make_student=lambda: _student(recipe, teacher),
         arguments=args,
@@ -195,11 +199,20 @@ def distil_classifier(
         batching=data.batching,
         data={**data.record, "train_rows": len(train), "evaluation_split": next(iter(data.evaluation))},
     )
-    arms = {arm: None if arm == CONTROL else recipe.objectives.get(arm, arm) for arm in recipe.arms}
+
+
+def distil_classifier(recipe: Classification, experiment: Experiment) -> Comparison:
+    """Run the arms of a recipe; everything is written below the output folder of its arguments.
+
+    Args:
+        recipe: what to distil.
+        experiment: the one that it describes; see prepared_experiment.
+    """
+    arms = {arm: recipe.objective_of(arm) for arm in recipe.arms}
     comparison = experiment.run(arms, recipe.seeds)
     comparison.protocol["recipe"] = vars(recipe)
-    if args.process_index == 0:
-        comparison.save(str(args.output_dir))
+    if experiment.arguments.process_index == 0:
+        comparison.save(str(experiment.arguments.output_dir))
     return comparison
 
 

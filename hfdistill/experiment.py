@@ -130,13 +130,13 @@ class Experiment:
                     bar.set_postfix_str(f"{name}, seed {seed}")
                     student, seconds = self._train(name, objective, seed, teacher_logits)
                     runs[name].append((self._predict(student, self.evaluation_collator), seconds))
-                    self._write(self._folder(name, seed) / "predictions.safetensors", runs[name][-1][0])
+                    self._write(self.folder(name, seed) / "predictions.safetensors", runs[name][-1][0])
                     bar.update()
                 logits, times = [run for run, _ in runs[name]], [seconds for _, seconds in runs[name]]
                 measured[name] = self._measured(student, name, logits, times, teacher_logits)
         self._write(Path(self.output_dir) / "sample_batch.safetensors", self._batches(student, 1, SAMPLE_ROWS)[0])
         results = [self._compared(measured, name, runs) for name in arms]
-        folders = {name: [str(self._folder(name, seed)) for seed in seeds] for name in arms}
+        folders = {name: [str(self.folder(name, seed)) for seed in seeds] for name in arms}
         known = Anatomy.of(self.teacher)
         comparison = Comparison(
             metric=self.metric,
@@ -153,6 +153,37 @@ class Experiment:
                 write_model_card(folder)
         return comparison
 
+    def trainer(
+        self, name: str, objective: Any, seed: int, student: PreTrainedModel | None = None, **changes: Any
+    ) -> DistillationTrainer:
+        """The trainer of one arm and seed, not started.
+
+        Args:
+            name: of the arm; "control" has neither teacher nor objective of its own.
+            objective: a preset's name or a mapping, so that each trainer gets a fresh one.
+            seed: of initialisation, order of the rows and dropout.
+            student: made anew where it is not given, after the seed is set.
+            changes: training arguments that differ from the experiment's.
+        """
+        if student is None:
+            set_seed(seed)
+            student = self.make_student()
+        changes = {"seed": seed, "output_dir": str(self.folder(name, seed)), **changes}
+        return DistillationTrainer(
+            model=student,
+            args=replace(self.arguments, **changes),
+            teacher=None if name == CONTROL else self.teacher,
+            objective=Objective(task=TaskLoss()) if name == CONTROL else objective,
+            train_dataset=self.train_dataset,
+            data_collator=self.data_collator,
+            processing_class=self.processing_class,
+            teacher_processing_class=self.teacher_processing_class,
+        )
+
+    def folder(self, name: str, seed: int) -> Path:
+        """Where the student of an arm and seed lies."""
+        return Path(self.output_dir) / name / f"seed-{seed}"
+
     @property
     def _writes(self) -> bool:
         """Whether this is the process that writes files."""
@@ -166,7 +197,7 @@ class Experiment:
         self, name: str, objective: Any, seed: int, teacher_logits: dict[str, Array]
     ) -> tuple[PreTrainedModel, float]:
         set_seed(seed)
-        folder = self._folder(name, seed)
+        folder = self.folder(name, seed)
         student = self.make_student()
         description = {"arguments": plain_arguments(self.arguments), "objective": objective, "seed": seed}
         key = run_key(student, teacher_logits, self._rows, {**description, "batching": self.batching})
@@ -174,16 +205,7 @@ class Experiment:
         if seconds is not None:
             logger.info("%s, seed %d: taking the finished run in %s", name, seed, folder)
             return type(student).from_pretrained(folder, dtype=torch.float32), seconds
-        trainer = DistillationTrainer(
-            model=student,
-            args=replace(self.arguments, seed=seed, output_dir=str(folder)),
-            teacher=None if name == CONTROL else self.teacher,
-            objective=Objective(task=TaskLoss()) if name == CONTROL else objective,
-            train_dataset=self.train_dataset,
-            data_collator=self.data_collator,
-            processing_class=self.processing_class,
-            teacher_processing_class=self.teacher_processing_class,
-        )
+        trainer = self.trainer(name, objective, seed, student)
         start = time.perf_counter()
         trainer.train()
         seconds = time.perf_counter() - start
@@ -269,9 +291,6 @@ class Experiment:
         collator = self.teacher_collator if model is self.teacher else self.evaluation_collator
         rows = next(iter(self.evaluation.values()))
         return input_batches(model, rows, collator, self._inference_arguments(), count, size)
-
-    def _folder(self, name: str, seed: int) -> Path:
-        return Path(self.output_dir) / name / f"seed-{seed}"
 
     def _protocol(self, arms: Mapping[str, Any], seeds: Sequence[int]) -> dict[str, Any]:
         return {

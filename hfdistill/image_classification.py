@@ -13,9 +13,15 @@ from typing import Any, ClassVar
 from transformers import AutoConfig, AutoImageProcessor, AutoModelForImageClassification
 
 from hfdistill.arguments import DistillationTrainingArguments
-from hfdistill.classification import Classification, ClassificationData, Inputs, distil_classifier
+from hfdistill.classification import (
+    Classification,
+    ClassificationData,
+    Inputs,
+    distil_classifier,
+    prepared_experiment,
+)
 from hfdistill.evaluation import Array
-from hfdistill.experiment import Comparison
+from hfdistill.experiment import Comparison, Experiment
 from hfdistill.images.augmentation import Augmentation
 from hfdistill.images.batches import ImageCollator
 from hfdistill.images.rows import load_images
@@ -87,6 +93,19 @@ def distil_image_classifier(recipe: ImageClassification, args: DistillationTrain
 
     Args:
         recipe: what to distil.
+        args: how each student is trained.
+
+    Raises:
+        ValueError: images, labels, teacher and student do not fit together.
+    """
+    return distil_classifier(recipe, image_experiment(recipe, args))
+
+
+def image_experiment(recipe: ImageClassification, args: DistillationTrainingArguments) -> Experiment:
+    """The experiment that the recipe describes: images found, teacher loaded, no student trained yet.
+
+    Args:
+        recipe: what to distil.
         args: how each student is trained; image columns are kept whatever `remove_unused_columns` says.
 
     Raises:
@@ -125,7 +144,7 @@ def distil_image_classifier(recipe: ImageClassification, args: DistillationTrain
             "teacher_processor": teacher.processing_class.to_dict(),
         },
     )
-    return distil_classifier(recipe, args, data)
+    return prepared_experiment(recipe, args, data)
 
 
 def _inputs(recipe: ImageClassification, model: str, processor: Any) -> Inputs:

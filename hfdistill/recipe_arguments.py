@@ -12,12 +12,12 @@ from typing import Any, Union, get_args, get_origin, get_type_hints
 from transformers import HfArgumentParser
 
 from hfdistill.arguments import DistillationTrainingArguments
-from hfdistill.classification import Classification
-from hfdistill.comparison import Comparison
+from hfdistill.classification import Classification, distil_classifier
 from hfdistill.configuration import read_configuration
-from hfdistill.image_classification import ImageClassification, distil_image_classifier
+from hfdistill.experiment import Comparison, Experiment
+from hfdistill.image_classification import ImageClassification, image_experiment
 from hfdistill.keywords import is_plain, nearest
-from hfdistill.text_classification import TextClassification, distil_text_classifier
+from hfdistill.text_classification import TextClassification, text_experiment
 
 TEXT, IMAGE = TextClassification.task_tag, ImageClassification.task_tag
 RECIPES: dict[str, type[Classification]] = {TEXT: TextClassification, IMAGE: ImageClassification}
@@ -61,10 +61,27 @@ def run_recipe(words: Sequence[str] | None = None, recipe: str = TEXT) -> Compar
         ValueError: as `parse_recipe`; data, teacher and student do not fit together.
         TypeError: as `parse_recipe`.
     """
+    return distil_classifier(*prepared_recipe(words, recipe))
+
+
+def prepared_recipe(words: Sequence[str] | None = None, recipe: str = TEXT) -> tuple[Classification, Experiment]:
+    """The recipe that a command line or a file describes, and its experiment with data and teacher, nothing run yet.
+
+    A teacher that is to be fine-tuned first (`teacher_body`) is, or is found where an earlier run left it.
+
+    Args:
+        words: see run_recipe.
+        recipe: see run_recipe.
+
+    Raises:
+        FileNotFoundError: see run_recipe.
+        ValueError: see run_recipe.
+        TypeError: see run_recipe.
+    """
     described, args = parse_recipe(words, recipe)
     if isinstance(described, ImageClassification):
-        return distil_image_classifier(described, args)
-    return distil_text_classifier(described, args)
+        return described, image_experiment(described, args)
+    return described, text_experiment(described, args)
 
 
 def parse_recipe(

@@ -27,10 +27,16 @@ from transformers import (
 
 from hfdistill.anatomy import Anatomy
 from hfdistill.arguments import DistillationTrainingArguments
-from hfdistill.classification import Classification, ClassificationData, Inputs, distil_classifier
+from hfdistill.classification import (
+    Classification,
+    ClassificationData,
+    Inputs,
+    distil_classifier,
+    prepared_experiment,
+)
 from hfdistill.compatibility import check_tokenizers
 from hfdistill.evaluation import Array
-from hfdistill.experiment import Comparison, Metrics
+from hfdistill.experiment import Comparison, Experiment, Metrics
 from hfdistill.glue import HUB_DATASET, GlueTask, accuracy, load_metric, load_task, metrics, task_named
 
 
@@ -89,6 +95,19 @@ def distil_text_classifier(recipe: TextClassification, args: DistillationTrainin
     Raises:
         ValueError: columns, labels, teacher and student do not fit together.
     """
+    return distil_classifier(recipe, text_experiment(recipe, args))
+
+
+def text_experiment(recipe: TextClassification, args: DistillationTrainingArguments) -> Experiment:
+    """The experiment that the recipe describes: rows tokenized, teacher loaded, no student trained yet.
+
+    Args:
+        recipe: what to distil.
+        args: how each student is trained.
+
+    Raises:
+        ValueError: columns, labels, teacher and student do not fit together.
+    """
     rows = load_rows(recipe)
     tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(recipe.source)
     if recipe.student is not None:
@@ -111,7 +130,7 @@ def distil_text_classifier(recipe: TextClassification, args: DistillationTrainin
         resampled=resampled,
         record=_record(recipe),
     )
-    return distil_classifier(recipe, args, data)
+    return prepared_experiment(recipe, args, data)
 
 
 def load_rows(recipe: TextClassification) -> DatasetDict:

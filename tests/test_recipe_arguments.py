@@ -93,10 +93,14 @@ def test_each_recipe_runs_what_it_describes(monkeypatch: pytest.MonkeyPatch):
     """`hfdistill train` and both scripts call this one function."""
     ran = []
     for name in ("text", "image"):
-        monkeypatch.setattr(recipe_arguments, f"distil_{name}_classifier", lambda recipe, args: ran.append(recipe))
+        monkeypatch.setattr(recipe_arguments, f"{name}_experiment", lambda recipe, args, name=name: f"{name}'s")
+    monkeypatch.setattr(recipe_arguments, "distil_classifier", lambda *given: ran.append(given))
     run_recipe([*FLAGS, "kd"])
     run_recipe(IMAGES, "image-classification")
-    assert [type(recipe) for recipe in ran] == [TextClassification, ImageClassification]
+    assert [(type(recipe), experiment) for recipe, experiment in ran] == [
+        (TextClassification, "text's"),
+        (ImageClassification, "image's"),
+    ]
 
 
 def test_curves_have_points_in_short_runs_too():
