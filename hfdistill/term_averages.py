@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -31,6 +32,19 @@ class TermAverages:
             weight = 1.0 if weights is None else weights[name]
             self._totals[name] = self._totals.get(name, 0.0) + value * weight
             self._weights[name] = self._weights.get(name, 0.0) + weight
+
+    def sums(self) -> dict[str, Tensor]:
+        """What is summed up to now, for a checkpoint: scalars as `total/<name>` and `weight/<name>`."""
+        held = {f"total/{name}": value for name, value in self._totals.items()}
+        return held | {f"weight/{name}": torch.as_tensor(value) for name, value in self._weights.items()}
+
+    def restore(self, sums: Mapping[str, Tensor]) -> None:
+        """Go on from sums of another run, in place of those at hand."""
+        parts: dict[str, dict[str, Any]] = {"total": {}, "weight": {}}
+        for key, value in sums.items():
+            kind, name = key.split("/", 1)
+            parts[kind][name] = value
+        self._totals, self._weights = parts["total"], parts["weight"]
 
     def pop(self, prefix: str) -> dict[str, float]:
         """The means since the last call, as `prefix + name`; this is where the host waits for the device."""

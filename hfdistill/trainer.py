@@ -11,7 +11,6 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,7 +19,7 @@ from transformers import ImageProcessingMixin, PreTrainedModel, PreTrainedTokeni
 
 from hfdistill.anatomy import Anatomy
 from hfdistill.arguments import DistillationSettings
-from hfdistill.attachment import SUBMODULE, Attachment, Request, task_loss_of
+from hfdistill.attachment import Attachment, Request, task_loss_of
 from hfdistill.compatibility import check_arguments, check_dataset, check_optimizer
 from hfdistill.configuration import as_objective
 from hfdistill.freezing import LayerFreezing
@@ -31,7 +30,6 @@ from hfdistill.meta_gradient import add_meta_gradients, meta_gradients
 from hfdistill.mixup import MixedBatch, evaluated_logits
 from hfdistill.model_inputs import ModelInputs
 from hfdistill.objective import Objective
-from hfdistill.objective_state import load_objective, save_objective
 from hfdistill.observation import observed_task_loss, observed_terms
 from hfdistill.pairing import bind_objective, check_mixing, check_run, paired_inputs, prepare_ddp, settled_teacher
 from hfdistill.perturbation import found_shift, shifted_embeddings
@@ -39,7 +37,6 @@ from hfdistill.publishing.push import PublishingTrainer
 from hfdistill.representations import SAMPLE_INDEX, Batch, Representations
 from hfdistill.sample_index import class_labels, indexed_rows
 from hfdistill.schedules import Constant
-from hfdistill.student_state import restore_renamed
 from hfdistill.teacher_tokens import teacher_columns
 from hfdistill.teachers import Teacher
 from hfdistill.teaching import Teaching
@@ -106,13 +103,6 @@ class DistillationTrainer(PublishingTrainer):
         self._last_progress = 0.0  # of the last loss; when it is logged, the step that it led to is already counted
         self._train_terms = TermAverages(lambda values: self.accelerator.reduce(values, reduction="mean"))
         self._eval_terms = TermAverages(lambda values: self.accelerator.reduce(values, reduction="mean"))
-
-    @property
-    def student(self) -> nn.Module:
-        """The student, as it was given."""
-        if self.model is None:
-            raise ValueError("DistillationTrainer has no student yet. Pass model=..., or model_init=...")
-        return self.model
 
     # ---- the path of a batch ----
 
@@ -237,30 +227,10 @@ class DistillationTrainer(PublishingTrainer):
             self._attachment = Attachment(student, self.objective.to(self.args.device)).__enter__()
         return student
 
-    # ---- saving: the student alone, the objective beside it ----
-
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """Save the student; checkpoints get the objective's trainable parts beside it."""
+        """Save the student, unless the teacher's numbers broke; see CheckpointingTrainer."""
         self._teaching.watch.check()
         super().save_model(output_dir, _internal_call)
-        checkpoint = Path(output_dir) if _internal_call and output_dir and self.args.should_save else None
-        if checkpoint is not None and checkpoint.name.startswith("checkpoint-"):
-            save_objective(self.objective, checkpoint)
-
-    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
-        if state_dict is not None:
-            state_dict = {key: value for key, value in state_dict.items() if not key.startswith(f"{SUBMODULE}.")}
-        super()._save(output_dir, state_dict)
-
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
-        if not restore_renamed(self.student, resume_from_checkpoint):
-            super()._load_from_checkpoint(resume_from_checkpoint, model)
-        load_objective(self.objective, resume_from_checkpoint)
-
-    def _load_best_model(self) -> None:
-        best = self.state.best_model_checkpoint
-        if best is None or not restore_renamed(self.student, best):
-            super()._load_best_model()
 
     # ---- parts of the path ----
 

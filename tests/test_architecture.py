@@ -31,6 +31,7 @@ LINES = (
     ),
     # What a trainer writes beside its student, of the figures that a report holds.
     ("report", "report.contents", "report.results", "report.statistics"),
+    ("checkpoints", "checkpoints.*"),
     ("publishing", "publishing.*"),
     (
         *("presets", "presets.*", "arguments", "configuration", "images.pairing", "model_inputs", "pairing"),
@@ -73,6 +74,7 @@ SAME_LINE = {
     "teachers": ("teacher_cache", "teacher_tokens"),
     "images.mixing": ("mixup",),
     "images.*": tuple(f"images.{name}" for name in ("augmentation", "decoding", "labels", "sources")),
+    "checkpoints.*": ("checkpoints.folders", "checkpoints.log_sums", "checkpoints.storage"),
     "presets.*": ("presets.shares",),
     "publishing.*": tuple(
         f"publishing.{name}" for name in ("record", "folder", "card_sections", "card", "merging", "repository")

@@ -41,7 +41,6 @@ def test_saved_student_is_a_plain_folder(tmp_path: Path) -> None:
         "config.json",
         "distillation.json",
         "model.safetensors",
-        "training_args.bin",
     }
 
 

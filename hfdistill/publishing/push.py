@@ -17,11 +17,10 @@ from pathlib import Path
 from typing import Any
 
 from huggingface_hub import CommitInfo, HfApi
-from transformers import Trainer
 from transformers.trainer_utils import HubStrategy
 from transformers.utils.hub import PushInProgress
 
-from hfdistill.objective import Objective
+from hfdistill.checkpoints.trainer import CheckpointingTrainer
 from hfdistill.publishing.card import write_model_card
 from hfdistill.publishing.folder import CARD, StudentFolder
 from hfdistill.publishing.record import write_training_record
@@ -73,14 +72,13 @@ def push_student(
     return repository.push(StudentFolder.read(folder), merge_adapter)
 
 
-class PublishingTrainer(Trainer):
+class PublishingTrainer(CheckpointingTrainer):
     """A Trainer that saves a record beside its student, writes its card from it, and publishes both as `push_student`.
 
     What `push_to_hub=True` pushes while training goes by the same list of files.
     """
 
     teacher: Teacher | None = None
-    objective: Objective
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
         folder = Path(output_dir or str(self.args.output_dir))
