@@ -58,10 +58,10 @@ def _explanation(run: Path, name: str, number: int, free: int) -> str:
     whole = [folder for folder in checkpoints(run) if not flaw(folder)]
     last = f"the last complete checkpoint is {whole[-1]}" if whole else "there is no complete checkpoint yet"
     size = sum(path.stat().st_size for path in whole[-1].rglob("*") if path.is_file()) if whole else 0
-    room = f"{free / 1e6:.0f} MB were free there" + (f", and a checkpoint takes {size / 1e6:.0f} MB" if size else "")
+    room = f"{free / 1e6:.1f} MB were free there" + (f", and a checkpoint takes {size / 1e6:.1f} MB" if size else "")
     advice = (
-        "Free some, keep fewer checkpoints (save_total_limit), or leave the optimizer out (save_only_model=True)"
-        if number in _NO_ROOM
+        "Free some room there, or keep fewer checkpoints (save_total_limit)"
+        if number in {*_NO_ROOM, errno.EIO}  # torch tells no reason, and a full disk or a quota is the usual one
         else "See to it that output_dir may be written to"
     )
     return (
