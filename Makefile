@@ -1,6 +1,8 @@
 # Every target works from a fresh clone with no environment active: it makes .venv and installs what it needs.
 PYTHON ?= $(shell python3.11 -c '' 2>/dev/null && echo python3.11 || echo python3)
 PYTEST_ARGS ?=
+# One worker for each core; 0 runs the tests in this process, as a debugger needs it.
+PYTEST_WORKERS ?= auto
 BENCH_ARGS ?=
 
 VENV := .venv
@@ -20,8 +22,9 @@ quickstart: $(BASE)  ## distil a toy student on this machine; installs no develo
 
 test: export HF_HUB_OFFLINE = 1
 test: export TOKENIZERS_PARALLELISM = false
+test: export OMP_NUM_THREADS = 1
 test: $(DEV)  ## run the tests, e.g. make test PYTEST_ARGS="-m 'not slow' tests/test_package.py"
-	$(BIN)/python -m pytest $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -n $(PYTEST_WORKERS) --maxprocesses 4 --dist loadfile $(PYTEST_ARGS)
 
 lint: $(DEV)  ## ruff: rules and formatting
 	$(BIN)/ruff check .

@@ -17,6 +17,10 @@ if TYPE_CHECKING:
     from hfdistill.anatomy import Anatomy as Anatomy
     from hfdistill.arguments import DistillationTrainingArguments as DistillationTrainingArguments
     from hfdistill.capture import Capture as Capture
+    from hfdistill.checks.doctor import examine as examine
+    from hfdistill.checks.findings import Finding as Finding
+    from hfdistill.checks.findings import Findings as Findings
+    from hfdistill.equivalence.comparisons import equivalences as equivalences
     from hfdistill.experiment import Comparison as Comparison
     from hfdistill.experiment import Experiment as Experiment
     from hfdistill.export import export_onnx as export_onnx
@@ -115,6 +119,7 @@ if TYPE_CHECKING:
     from hfdistill.schedules import Piecewise as Piecewise
     from hfdistill.schedules import Ramp as Ramp
     from hfdistill.schedules import Schedule as Schedule
+    from hfdistill.shared_base import SharedBaseTeacher as SharedBaseTeacher
     from hfdistill.students import StudentNote as StudentNote
     from hfdistill.students import describe_student as describe_student
     from hfdistill.students import student_from as student_from
@@ -162,9 +167,13 @@ _SUBMODULE_OF = {
     "DistillationLoss": "losses",
     "DistillationTrainer": "trainer",
     "DistillationTrainingArguments": "arguments",
+    "examine": "checks.doctor",
+    "equivalences": "equivalence.comparisons",
     "Experiment": "experiment",
     "export_onnx": "export",
     "FeatureMapLoss": "losses",
+    "Finding": "checks.findings",
+    "Findings": "checks.findings",
     "FlowLoss": "losses",
     "FrozenTeacher": "teachers",
     "HardLabelLoss": "losses",
@@ -212,6 +221,7 @@ _SUBMODULE_OF = {
     "ReviewLoss": "losses",
     "run_recipe": "recipe_arguments",
     "Schedule": "schedules",
+    "SharedBaseTeacher": "shared_base",
     "SimilarityPreservingLoss": "losses",
     "SkewedKLLoss": "losses",
     "SoftenedLogitLoss": "losses",

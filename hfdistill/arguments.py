@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from transformers import TrainingArguments
 
+from hfdistill.distributed.placement import PLACEMENTS
 from hfdistill.images.mixing import ImageMixing
 from hfdistill.mixup import UncertaintyMixup
+
+_PRECISIONS = ("float32", "bfloat16", "float16", "auto")
 
 
 @dataclass
@@ -17,8 +22,13 @@ class DistillationTrainingArguments(TrainingArguments):
     defaults.
 
     Args:
+        trust_remote_code: run the code that the repository of a model, tokenizer or image processor brings with it, of
+            those that are given by name. Off: these are refused, and nobody is asked.
         teacher_dtype: precision in which a teacher given by name is loaded: "float32", "bfloat16", "float16", or
             "auto" for what its checkpoint was saved in.
+        teacher_placement: where the teacher's weights lie in a run of many processes: "replicated", a whole copy in
+            each; "sharded", spread over them as the student's are by FSDP2 or ZeRO-3; "auto", sharded where the
+            student's parameters are, else replicated. A teacher that is no transformers model places itself.
         eval_objective: also evaluate every term of the objective, as `eval_loss/<name>`; needs the teacher, and one
             more pass of the student, for each evaluation batch.
         embedding_perturbation: length epsilon of LRC-BERT's gradient perturbation of the embedding output; 0 is off.
@@ -32,16 +42,26 @@ class DistillationTrainingArguments(TrainingArguments):
             more forward pass of the student without gradients, and saves a share of the teacher's and the student's
             training pass. The objective's terms are means over the kept rows.
         uncertainty_mixup_kwargs: options of UncertaintyMixup: keep, unmixed, sharpness, strategy.
+        on_nonfinite: what becomes of an update with NaN or inf in a term of the objective or in the gradient norm:
+            "stop" ends the run with the term, step and rows; "skip" leaves the update out on all processes, and logs
+            how many since the last line (`skipped_updates`).
 
     Raises:
-        ValueError: a negative perturbation; options of mixing that do not fit; two kinds of mixing at once, or
-            uncertainty_mixup and a perturbation.
+        ValueError: an unknown precision; a file as output folder; a negative perturbation; options of mixing that do
+            not fit; two kinds of mixing at once, or uncertainty_mixup and a perturbation.
         TypeError: an unknown option of mixup.
     """
 
+    trust_remote_code: bool = field(
+        default=False, metadata={"help": "Run code that a model's repository brings with it."}
+    )
     teacher_dtype: str = field(
         default="float32",
         metadata={"help": "Precision of a teacher given by name: float32, bfloat16, float16 or auto."},
+    )
+    teacher_placement: str = field(
+        default="auto",
+        metadata={"help": "Where the teacher's weights lie among processes: auto, replicated or sharded."},
     )
     eval_objective: bool = field(
         default=False, metadata={"help": "Also evaluate every term of the objective, as eval_loss/<name>."}
@@ -63,6 +83,9 @@ class DistillationTrainingArguments(TrainingArguments):
     uncertainty_mixup_kwargs: dict[str, Any] | str | None = field(
         default=None, metadata={"help": "Options of uncertainty_mixup: keep, unmixed, sharpness, strategy."}
     )
+    on_nonfinite: str = field(
+        default="stop", metadata={"help": "What NaN or inf in a term does: stop the run, or skip the update."}
+    )
     _VALID_DICT_FIELDS = [*TrainingArguments._VALID_DICT_FIELDS, "uncertainty_mixup_kwargs"]  # noqa: RUF012 the base's
 
     def __post_init__(self) -> None:
@@ -80,7 +103,27 @@ class DistillationTrainingArguments(TrainingArguments):
                 "uncertainty_mixup and embedding_perturbation both change the embeddings of one pass, and which comes "
                 "first is not defined. Set one of them."
             )
-        if self.embedding_perturbation < 0:
+        if self.on_nonfinite not in ("stop", "skip"):
+            raise ValueError(
+                f"on_nonfinite must be 'stop' or 'skip', got {self.on_nonfinite!r}: a NaN that is let through makes "
+                "every weight of the student NaN."
+            )
+        if self.teacher_dtype not in _PRECISIONS:
+            raise ValueError(
+                f"teacher_dtype must be one of {', '.join(_PRECISIONS)}, got {self.teacher_dtype!r}. It is how a "
+                "teacher given by name is loaded; 'auto' takes what its checkpoint was saved in."
+            )
+        if not str(self.output_dir).strip() or Path(str(self.output_dir)).is_file():
+            raise ValueError(
+                f"output_dir must be a folder, there already or not, got {self.output_dir!r}: nothing could be saved "
+                "there. Name another place."
+            )
+        if self.teacher_placement not in PLACEMENTS:
+            raise ValueError(
+                f"teacher_placement must be one of {', '.join(PLACEMENTS)}, got {self.teacher_placement!r}. It says "
+                "whether each process holds the whole teacher (replicated) or a part of it (sharded)."
+            )
+        if not 0 <= self.embedding_perturbation < math.inf:
             raise ValueError(
                 f"embedding_perturbation must be 0 (off) or above, got {self.embedding_perturbation}: it is the "
                 "length of a step against the student. LRC-BERT's order of magnitude is 1."
@@ -103,6 +146,9 @@ class DistillationSettings:
     embedding_perturbation: float = 0.0
     uncertainty_mixup: UncertaintyMixup | None = None
     image_mixing: ImageMixing | None = None
+    trust_remote_code: bool = False
+    on_nonfinite: str = "stop"
+    teacher_placement: str = "auto"
 
     @classmethod
     def of(cls, args: TrainingArguments) -> DistillationSettings:
@@ -111,4 +157,6 @@ class DistillationSettings:
             return cls()
         options: Any = args.uncertainty_mixup_kwargs or {}
         mixup = UncertaintyMixup(**options) if args.uncertainty_mixup else None
-        return cls(args.teacher_dtype, args.eval_objective, args.embedding_perturbation, mixup, _image_mixing(args))
+        plain = (args.teacher_dtype, args.eval_objective, args.embedding_perturbation)
+        mixing = (mixup, _image_mixing(args))
+        return cls(*plain, *mixing, args.trust_remote_code, args.on_nonfinite, args.teacher_placement)

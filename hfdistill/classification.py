@@ -8,6 +8,7 @@ and seeds and writes what came of it.
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -19,13 +20,18 @@ from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel, set_seed
 
 from hfdistill.anatomy import Anatomy, dropout_fields
 from hfdistill.arguments import DistillationTrainingArguments
+from hfdistill.arms import check_arms, check_runs
+from hfdistill.checkpoints.folders import last_complete_checkpoint
 from hfdistill.class_names import check_class_names, say_nothing
 from hfdistill.configuration import as_objective
 from hfdistill.experiment import CONTROL, Comparison, Experiment, Metrics
+from hfdistill.layer_map import LayerMap
 from hfdistill.losses import TaskLoss
+from hfdistill.model_loading import check_model_name, explained_loading
 from hfdistill.objective import Objective
 from hfdistill.run_record import finished_seconds, plain_arguments, rows_digest, run_key, write_record
 from hfdistill.students import student_from
+from hfdistill.teachers import check_trained
 from hfdistill.trainer import DistillationTrainer
 
 logger = logging.getLogger(__name__)
@@ -55,7 +61,9 @@ class Classification:
         seeds: one run each.
 
     Raises:
-        ValueError: what is given does not describe a teacher, a student or an arm.
+        ValueError: what is given does not describe a teacher, a student or an arm; an arm that cannot be a folder's
+            name; a number that trains nothing.
+        TypeError: `objectives` is no mapping.
     """
 
     task_tag: ClassVar[str]
@@ -99,6 +107,7 @@ class Classification:
                 f"student={self.student!r} is taken as it is, so {', '.join(given)} would be lost: these are for a "
                 "student that is cut from the teacher. Leave out one or the other."
             )
+        _check_values(self)
         for arm in self.arms:  # a misspelt arm must not fail after the teacher's fine-tuning
             if arm != CONTROL:
                 as_objective(self.objectives.get(arm, arm))
@@ -183,7 +192,7 @@ def prepared_experiment(
     train = _training_rows(recipe, data.train)
     return Experiment(
         teacher=teacher,
-        make_student=lambda: _student(recipe, teacher),
+        make_student=lambda: _student(recipe, teacher, args),
         arguments=args,
         train_dataset=train,
         evaluation=data.evaluation,
@@ -216,6 +225,35 @@ def distil_classifier(recipe: Classification, experiment: Experiment) -> Compari
     return comparison
 
 
+def _check_values(recipe: Classification) -> None:
+    """Refuse what would fail, or do nothing, only after a teacher has been fine-tuned."""
+    layers, width, rows = recipe.student_layers, recipe.student_hidden_size, recipe.train_rows
+    demands = {
+        "teacher_body": (not (recipe.teacher and recipe.teacher_body), "left out where a teacher is given, as it is"),
+        "teacher_epochs": (0 < recipe.teacher_epochs < math.inf, "a number above 0"),
+        "teacher_learning_rate": (0 < recipe.teacher_learning_rate < math.inf, "a finite number above 0"),
+        "student_layers": (layers is None or layers >= 1, "1 or more"),
+        "student_hidden_size": (width is None or width >= 1, "1 or more"),
+        "student_dropout": (0 <= (recipe.student_dropout or 0) < 1, "a share in [0, 1)"),
+        "train_rows": (rows is None or rows >= 1, "1 or more, or left out for all rows"),
+    }
+    for name, (holds, wanted) in demands.items():
+        if not holds:
+            raise ValueError(f"{name} must be {wanted}, got {vars(recipe)[name]!r}.")
+    for role, model in (("teacher", recipe.source), ("student", recipe.student)):
+        if model is not None:
+            check_model_name(model, role)
+    if recipe.student_layer_choice != "distilbert":
+        LayerMap.parse(recipe.student_layer_choice)
+    if not isinstance(recipe.objectives, Mapping):
+        raise TypeError(
+            f"objectives must be names with what they stand for, got {recipe.objectives!r}. Write in the file "
+            "objectives: {mine: {kd: {loss: SoftTargetLoss}}}."
+        )
+    check_arms({arm: recipe.objectives.get(arm) for arm in recipe.arms}, recipe.seeds)
+    check_runs(recipe.arms, recipe.seeds)
+
+
 def _training_rows(recipe: Classification, rows: Dataset) -> Dataset:
     if recipe.train_rows is None or recipe.train_rows >= len(rows):
         return rows
@@ -232,7 +270,7 @@ def _head(labels: Sequence[str]) -> dict[str, Any]:
 def _teacher(recipe: Classification, args: DistillationTrainingArguments, data: ClassificationData) -> PreTrainedModel:
     """The fine-tuned teacher, loaded; or trained, saved below output_dir, and found there again by a later run."""
     if recipe.teacher is not None:
-        return _load(recipe, recipe.teacher, args.teacher_dtype)
+        return _load(recipe, recipe.teacher, args)
     folder = Path(str(args.output_dir)) / "teacher"
     training = replace(
         args,
@@ -240,16 +278,15 @@ def _teacher(recipe: Classification, args: DistillationTrainingArguments, data: 
         num_train_epochs=recipe.teacher_epochs,
         learning_rate=recipe.teacher_learning_rate,
         max_steps=-1,
-        save_strategy="no",
     )
     set_seed(args.seed)
     # of another task's head the body is kept, and the head made anew
-    teacher = _load(recipe, str(recipe.teacher_body), args.teacher_dtype, **_head(data.labels))
+    teacher = _load(recipe, str(recipe.teacher_body), args, **_head(data.labels))
     description = {"arguments": plain_arguments(training), "seed": args.seed, "batching": data.batching}
     key = run_key(teacher, {}, rows_digest(data.train), description)
     if finished_seconds(folder, key, args) is not None:
         logger.info("taking the teacher that an earlier run fine-tuned: %s", folder)
-        return _load(recipe, str(folder), args.teacher_dtype)
+        return _load(recipe, str(folder), args)
     trainer = DistillationTrainer(
         model=teacher,
         args=training,
@@ -258,19 +295,21 @@ def _teacher(recipe: Classification, args: DistillationTrainingArguments, data: 
         data_collator=data.teacher.training,
         processing_class=data.teacher.processing_class,
     )
-    seconds = trainer.train().metrics["train_runtime"]
+    trainer.train(resume_from_checkpoint=last_complete_checkpoint(folder))
     trainer.save_model(str(folder))
     if args.process_index == 0:
-        write_record(folder, key, seconds)
+        write_record(folder, key, trainer.seconds_in_training())
     trainer.accelerator.wait_for_everyone()  # the folder is whole before any process reads it
-    return _load(recipe, str(folder), args.teacher_dtype)  # the trained object stays wrapped in mixed precision
+    return _load(recipe, str(folder), args)  # the trained object stays wrapped in mixed precision
 
 
-def _student(recipe: Classification, teacher: PreTrainedModel) -> PreTrainedModel:
+def _student(recipe: Classification, teacher: PreTrainedModel, args: DistillationTrainingArguments) -> PreTrainedModel:
     if recipe.student is not None:
         names = {"id2label": teacher.config.id2label, "label2id": teacher.config.label2id}
-        dropout = _dropout(recipe, AutoConfig.from_pretrained(recipe.student))
-        return _load(recipe, recipe.student, "float32", **names, **dropout)
+        with explained_loading(recipe.student, "student"):
+            config = AutoConfig.from_pretrained(recipe.student, trust_remote_code=args.trust_remote_code)
+        full = replace(args, teacher_dtype="float32")
+        return _load(recipe, recipe.student, full, **names, **_dropout(recipe, config))
     dropout = _dropout(recipe, teacher.config)
     student = student_from(
         teacher, layers=recipe.student_layer_choice, config=dropout or None, **recipe.student_sizes()
@@ -285,9 +324,14 @@ def _dropout(recipe: Classification, config: PreTrainedConfig) -> dict[str, floa
     return dict.fromkeys(dropout_fields(config), recipe.student_dropout)
 
 
-def _load(recipe: Classification, name: str, dtype: str, **config: Any) -> PreTrainedModel:
+def _load(recipe: Classification, name: str, args: DistillationTrainingArguments, **config: Any) -> PreTrainedModel:
     """A classifier by name; where `config` says how many classes it has, a head of other ones is made anew."""
-    model: PreTrainedModel = recipe.auto_model.from_pretrained(
-        name, dtype=dtype, ignore_mismatched_sizes=bool(config), **config
-    )
-    return model
+    options: dict[str, Any] = {"dtype": args.teacher_dtype, "trust_remote_code": args.trust_remote_code, **config}
+    with explained_loading(name, "student" if name == recipe.student else "teacher"):
+        model, info = recipe.auto_model.from_pretrained(
+            name, output_loading_info=True, ignore_mismatched_sizes=bool(config), **options
+        )
+    if not config:
+        check_trained(name, info["missing_keys"])
+    loaded: PreTrainedModel = model
+    return loaded

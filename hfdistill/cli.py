@@ -1,4 +1,4 @@
-"""The command `hfdistill`: `train` a recipe, `report` what came of it, `export` or `push` a student, list `methods`.
+"""The command `hfdistill`: `check` and `train` recipes, `report` results, `export` or `push` students, list `methods`.
 
 Each command is a parser and one call of the function that the library offers for it; nothing is done here.
 """
@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from contextlib import redirect_stdout
 from functools import partial
 
 _BAD_INPUT = (
@@ -29,24 +30,30 @@ def main(words: Sequence[str] | None = None) -> int:
         words: without the program's name; None: this process's own.
 
     Returns:
-        0, or 2 for bad input, which is explained on standard error.
+        0; 1 where `check` found an error; 2 for bad input, which is explained on standard error.
     """
     words = list(sys.argv[1:] if words is None else words)
-    # what follows `train` is the recipe's, flags included: argparse would sort flags and values apart
-    given = argparse.Namespace(command="train", words=words[1:]) if words[:1] == ["train"] else None
+    # what follows `train` or `check` is the recipe's, flags included: argparse would sort flags and values apart
+    given = argparse.Namespace(command=words[0], words=words[1:]) if words[:1] in (["train"], ["check"]) else None
     given = given or _parser().parse_args(words)
+    given.status = 0
     try:
-        print(_COMMANDS[given.command](given))
+        with redirect_stdout(sys.stderr):  # what libraries print (DeepSpeed) is no part of the answer
+            answer = _COMMANDS[given.command](given)
+        print(answer)
     except _BAD_INPUT as error:
         print(f"hfdistill {given.command}: {error}", file=sys.stderr)
         return 2
-    return 0
+    return int(given.status)
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="hfdistill", description=__doc__.splitlines()[0], allow_abbrev=False)
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("train", help="train a recipe: one YAML or JSON file, or flags, or the file and then flags")
+    commands.add_parser(
+        "check", help="examine what `train` would run, in its words; --json, and --equivalence for a few steps of it"
+    )
     add = partial(commands.add_parser, allow_abbrev=False)
     listing = add("methods", help="list presets and losses: paper, kind of knowledge, what they need")
     listing.add_argument("--markdown", action="store_true", help="as the page docs/methods.md")
@@ -93,6 +100,16 @@ def _train(given: argparse.Namespace) -> str:
     return run_recipe(given.words).table()
 
 
+def _check(given: argparse.Namespace) -> str:
+    from hfdistill.checks.recipe import examine_recipe
+
+    own = {"--json", "--equivalence"}
+    words = [word for word in given.words if word not in own]
+    examined = examine_recipe(words, equivalence="--equivalence" in given.words)
+    given.status = 0 if examined.sound else 1
+    return examined.as_json() if "--json" in given.words else str(examined)
+
+
 def _report(given: argparse.Namespace) -> str:
     from hfdistill.report.analysis import write_report
     from hfdistill.report.markdown import as_markdown
@@ -124,4 +141,11 @@ def _push(given: argparse.Namespace) -> str:
     return str(pushed.pr_url or pushed.commit_url)
 
 
-_COMMANDS = {"train": _train, "methods": _methods, "report": _report, "export": _export, "push": _push}
+_COMMANDS = {
+    "train": _train,
+    "check": _check,
+    "methods": _methods,
+    "report": _report,
+    "export": _export,
+    "push": _push,
+}

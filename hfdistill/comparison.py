@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from hfdistill.names import without_secrets
 from hfdistill.report.results import CONTROL, ArmResult, results_table
 
 _LOCAL = ("arguments", "recipe")  # of the protocol: paths of this machine, which a published student must not tell
@@ -66,6 +67,6 @@ class Comparison:
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Write a JSON file, making its folder; what JSON does not know is written as text."""
+    """Write a JSON file, making its folder; what JSON does not know is written as text, tokens are not."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(content, indent=2, default=str) + "\n", encoding="utf-8")
+    path.write_text(without_secrets(json.dumps(content, indent=2, default=str)) + "\n", encoding="utf-8")

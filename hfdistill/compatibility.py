@@ -5,14 +5,17 @@ Each function refuses one thing that would otherwise fail late, or train without
 
 from __future__ import annotations
 
+import math
 import re
-from collections.abc import Sized
+from collections.abc import Mapping, Sized
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
 
 from hfdistill.anatomy import Anatomy
+from hfdistill.names import shown
 from hfdistill.objective import Objective
 
 if TYPE_CHECKING:
@@ -34,7 +37,8 @@ def check_distinct(student: nn.Module, teacher: nn.Module) -> None:
         raise ValueError(
             f"the teacher shares {len(shared)} parameters with the student ({shared[0]} is one). The teacher is "
             "frozen, so the student could not learn. Pass two models: make the student with student_from(teacher, "
-            "...), or load the teacher a second time."
+            "...), or load the teacher a second time. A student that learns by an adapter of PEFT can have its own "
+            "base as the teacher: teacher=model, the student itself, with peft_config=... or a PeftModel."
         )
 
 
@@ -104,7 +108,8 @@ def check_arguments(args: TrainingArguments) -> None:
     """Refuse ways to run the Trainer that distillation cannot follow.
 
     Raises:
-        ValueError: torch.nn.DataParallel, or reentrant activation checkpointing.
+        ValueError: torch.nn.DataParallel, or reentrant activation checkpointing; a number that trains nothing, or
+            makes the student NaN; options that do nothing without another.
     """
     if args.n_gpu > 1:
         raise ValueError(
@@ -118,6 +123,59 @@ def check_arguments(args: TrainingArguments) -> None:
         raise ValueError(
             "reentrant activation checkpointing gives silently wrong gradients for captured attention and hidden "
             "states. Set activation_checkpointing_kwargs={'use_reentrant': False}, the default."
+        )
+    for name, (holds, wanted) in _demands(args).items():
+        if not holds:
+            raise ValueError(f"{name} must be {wanted}, got {vars(args)[name]!r}.")
+
+
+def _demands(args: TrainingArguments) -> dict[str, tuple[bool, str]]:
+    """Name of an argument -> whether it is as it must be, and how that is; the Trainer takes all of these silently."""
+    saves, fp16 = args.save_strategy == "steps", args.fp16 and args.device.type == "cpu"
+    best = not args.load_best_model_at_end or args.eval_strategy != "no"
+    batch = "a number of rows from 1 on"
+    return {
+        "per_device_train_batch_size": (args.per_device_train_batch_size >= 1, batch),
+        "per_device_eval_batch_size": (args.per_device_eval_batch_size >= 1, batch),
+        "gradient_accumulation_steps": (args.gradient_accumulation_steps >= 1, "1 (no accumulation) or more"),
+        "max_steps": (args.max_steps != 0, "above 0, or -1 to go by num_train_epochs"),
+        "num_train_epochs": (args.num_train_epochs > 0 or args.max_steps > 0, "above 0: nothing would be trained"),
+        "learning_rate": (0 <= args.learning_rate < math.inf, "a finite number from 0 on, such as 5e-5"),
+        "max_grad_norm": ((args.max_grad_norm or 0) >= 0, "0 (no clipping) or above: NaN would not clip"),
+        "label_smoothing_factor": (0 <= args.label_smoothing_factor < 1, "a share of the target in [0, 1)"),
+        "save_steps": (
+            not saves or args.save_steps > 0,
+            "above 0 where save_strategy='steps': nothing would be saved",
+        ),
+        "load_best_model_at_end": (best, "off without evaluation, which says what is best (eval_strategy='epoch')"),
+        "fp16": (not fp16, "off without a GPU: it would be left out silently. Set bf16=True, or neither"),
+    }
+
+
+def check_student(model: object) -> None:
+    """Refuse a student that is no model.
+
+    Raises:
+        TypeError: it is a name, a class, or something else.
+    """
+    if model is not None and not isinstance(model, nn.Module):
+        raise TypeError(
+            f"model must be the student, a transformers model, got {shown(model)} ({type(model).__name__}). Load it, "
+            "as by AutoModelForSequenceClassification.from_pretrained(...), or make one (student_from)."
+        )
+
+
+def check_trainable(student: nn.Module) -> None:
+    """Refuse a student of which nothing would learn.
+
+    Raises:
+        ValueError: no parameter requires a gradient.
+    """
+    if not any(parameter.requires_grad for parameter in student.parameters()):
+        raise ValueError(
+            "no parameter of the student requires a gradient, so it would learn nothing. It was frozen, perhaps as "
+            "the teacher of an earlier run: load it anew, or call student.requires_grad_(True); of an adapter load it "
+            "with is_trainable=True."
         )
 
 
@@ -140,11 +198,18 @@ def check_batch_size(args: TrainingArguments, objective: Objective) -> None:
 
 
 def check_dataset(dataset: object) -> None:
-    """Refuse a training set without rows.
+    """Refuse a training set without rows, or what is none.
 
     Raises:
         ValueError: its length is 0.
+        TypeError: it is a name, or several splits.
     """
+    if isinstance(dataset, str | Path | Mapping):
+        held = f"the splits {sorted(map(str, dataset))}" if isinstance(dataset, Mapping) else f"the name {dataset!r}"
+        raise TypeError(
+            f"train_dataset must hold rows, got {held} ({type(dataset).__name__}). Load it, and pass one split: "
+            "load_dataset(...)['train']."
+        )
     if isinstance(dataset, Sized) and len(dataset) == 0:
         raise ValueError(
             "train_dataset is empty, so there is nothing to learn from. Look at the split's name, and at filters and "

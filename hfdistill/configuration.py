@@ -96,13 +96,18 @@ def read_configuration(path: str | Path) -> dict[str, Any]:
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"there is no configuration file {path}. Give the path of a .yaml or .json file.")
-    text = path.read_text(encoding="utf-8")
     try:
-        content = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
+        text = path.read_text(encoding="utf-8")
+        is_json = path.suffix == ".json"
+        content = json.loads(text, object_pairs_hook=_once) if is_json else _OnceLoader(text).get_single_data()
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not text in UTF-8: {error}. Save it as UTF-8.") from error
     except yaml.YAMLError as error:
         advice = " YAML takes spaces, not tabs, to indent." if "\\t" in str(error) else ""
+        if "python/" in str(error):
+            advice = " A configuration holds plain values: nothing in it is run. Write the value itself."
         raise ValueError(f"{path} is not valid YAML: {error}.{advice}") from error
-    except json.JSONDecodeError as error:
+    except ValueError as error:
         raise ValueError(f"{path} is not valid JSON: {error}.") from error
     if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
         raise ValueError(
@@ -110,6 +115,31 @@ def read_configuration(path: str | Path) -> dict[str, Any]:
             "value' per line."
         )
     return content
+
+
+class _OnceLoader(yaml.SafeLoader):
+    """Plain values alone, and each key once: of two equal keys YAML would silently take the second."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        """A mapping whose keys differ."""
+        seen = set()
+        for key, _ in node.value:
+            if key.tag != "tag:yaml.org,2002:merge" and isinstance(key, yaml.ScalarNode):
+                if key.value in seen:
+                    raise yaml.constructor.ConstructorError(
+                        None, None, f"the key {key.value!r} is there twice", key.start_mark
+                    )
+                seen.add(key.value)
+        mapping: dict[Any, Any] = super().construct_mapping(node, deep)
+        return mapping
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    mapping = dict(pairs)
+    if len(mapping) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"the key {next(name for name in names if names.count(name) > 1)!r} is there twice")
+    return mapping
 
 
 def _loss_class(name: str) -> type[DistillationLoss]:
@@ -120,6 +150,11 @@ def _loss_class(name: str) -> type[DistillationLoss]:
         raise ValueError(
             f"unknown loss {name!r}. Accepted, nearest first: {', '.join(nearest(name, CATALOGUE))}; or a class of "
             "your own as 'package.module:Class'."
+        )
+    if not all(part.isidentifier() for part in (*module.split("."), attribute)):
+        raise ValueError(
+            f"{name!r} names no class of a module: write 'package.module:Class', as an import would, without a path, "
+            "'.py' or a call."
         )
     try:
         found = vars(importlib.import_module(module)).get(attribute)

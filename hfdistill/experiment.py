@@ -8,7 +8,6 @@ student is, how a batch is made and what is measured are given.
 from __future__ import annotations
 
 import logging
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import chain
@@ -23,6 +22,8 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedModel, TrainingArguments, set_seed
 
 from hfdistill.anatomy import Anatomy
+from hfdistill.arms import check_arms, check_evaluation
+from hfdistill.checkpoints.folders import last_complete_checkpoint
 from hfdistill.comparison import Comparison as Comparison
 from hfdistill.comparison import write_json
 from hfdistill.evaluation import Array, input_batches, predicted_logits, write_tensors
@@ -98,12 +99,24 @@ class Experiment:
     data: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        """Settle which collator serves what."""
+        """Settle which collator serves what.
+
+        Raises:
+            TypeError: `make_student` is a model: every run would go on with the same one.
+        """
+        if isinstance(self.make_student, torch.nn.Module):
+            raise TypeError(
+                "make_student must make a fresh student each time it is called, got a model: each run would go on "
+                "with what the one before trained. Pass a function: lambda: student_from(teacher, num_layers=4)."
+            )
         self.evaluation_collator = self.evaluation_collator or self.data_collator
         self.teacher_collator = self.teacher_collator or self.evaluation_collator
 
     def run(self, arms: Mapping[str, Any], seeds: Sequence[int]) -> Comparison:
-        """Train and measure every arm with every seed; runs that are finished already are taken from their folders.
+        """Train and measure every arm with every seed, going on where an earlier call stopped.
+
+        What that finished is taken from its folder; a run that was cut off goes on from its last complete checkpoint,
+        where it wrote any (`save_strategy`).
 
         Beside each student it leaves predictions, training log, results and model card; in the output folder the
         labels of the evaluation rows with the teacher's predictions, and a batch of the student's inputs.
@@ -114,14 +127,18 @@ class Experiment:
             seeds: of initialisation, order of the rows and dropout.
 
         Raises:
-            ValueError: no arm or no seed; an objective that is an object, whose projectors one run would hand to the
-                next.
+            ValueError: no arm or no seed; an arm that cannot be a folder's name; an objective that is an object, whose
+                projectors one run would hand to the next; rows without labels; a metric that is not measured.
+            TypeError: `make_student` makes no model.
         """
-        _check_arms(arms, seeds)
+        check_arms(arms, seeds)
+        check_evaluation(self.evaluation)
         self._rows = rows_digest(self.train_dataset)
         teacher_logits = self._predict(self.teacher, self.teacher_collator)
         self._keep_evaluation(teacher_logits)
         teacher = self._measured(self.teacher, "teacher", [teacher_logits], [])
+        if self.metric not in teacher.metrics[0]:  # told before the students are trained, not after
+            raise ValueError(f"the metric {self.metric!r} is not among those measured: {sorted(teacher.metrics[0])}.")
         runs: dict[str, list[tuple[dict[str, Array], float]]] = {name: [] for name in arms}
         measured: dict[str, ArmResult] = {}
         with tqdm(total=len(arms) * len(seeds), desc="runs", unit="run", disable=not self._writes) as bar:
@@ -206,9 +223,8 @@ class Experiment:
             logger.info("%s, seed %d: taking the finished run in %s", name, seed, folder)
             return type(student).from_pretrained(folder, dtype=torch.float32), seconds
         trainer = self.trainer(name, objective, seed, student)
-        start = time.perf_counter()
-        trainer.train()
-        seconds = time.perf_counter() - start
+        trainer.train(resume_from_checkpoint=last_complete_checkpoint(folder))
+        seconds = trainer.seconds_in_training()
         trainer.save_model(str(folder))
         if self._writes:
             write_json(folder / "log_history.json", trainer.state.log_history)
@@ -305,14 +321,3 @@ class Experiment:
             "transformers": transformers.__version__,
             "machine": machine_name(self.arguments.device),
         }
-
-
-def _check_arms(arms: Mapping[str, Any], seeds: Sequence[int]) -> None:
-    if not arms or not seeds:
-        raise ValueError(f"a comparison needs an arm and a seed, got arms {list(arms)} and seeds {list(seeds)}.")
-    shared = [name for name, objective in arms.items() if isinstance(objective, Objective)]
-    if shared:
-        raise ValueError(
-            f"the arms {shared} are given as Objective objects, whose trained projectors would pass from one seed "
-            "to the next. Give a preset's name or a mapping; each run then builds its own."
-        )

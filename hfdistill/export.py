@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel
@@ -111,9 +112,9 @@ def export_onnx(
     if missing:
         raise ImportError(f"export_onnx needs {', '.join(missing)}: pip install 'hfdistill[export]'.")
     folder = Path(folder)
+    target = _target(folder if output is None else Path(output), output is None, tolerance)
     student = _loaded(folder)
     inputs = _known(student, _sample(folder) if batch is None else batch)
-    target = folder / FILE if output is None else Path(output)
     target.parent.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(dir=target.parent) as room:
         draft = Path(room) / target.name
@@ -141,11 +142,28 @@ def read_batch(path: str | Path) -> dict[str, Tensor]:
     """Read inputs by argument name from a safetensors file.
 
     Raises:
-        ValueError: there is no such file.
+        ValueError: there is no such file, or it is another kind of file.
     """
     if not Path(path).is_file():
         raise ValueError(f"there is no file {path}. Give a safetensors file with the inputs of a batch, by name.")
-    return load_file(path)
+    try:
+        return load_file(path)
+    except SafetensorError as error:
+        raise ValueError(
+            f"{path} is no safetensors file ({error}). Write the inputs of a batch by safetensors.torch.save_file."
+        ) from error
+
+
+def _target(place: Path, inside: bool, tolerance: float) -> Path:
+    """The file to write: in a student's folder by its usual name, or the one that was named."""
+    target = place / FILE if inside else place
+    if target.is_dir() or not 0 < tolerance < float("inf"):
+        raise ValueError(
+            f"export_onnx needs a file to write and a tolerance above 0, got {target}"
+            f"{' (a folder)' if target.is_dir() else ''} and {tolerance}. Name a file, such as {target / FILE}; the "
+            f"usual tolerance is {TOLERANCE:.0e}."
+        )
+    return target
 
 
 def _loaded(folder: Path) -> PreTrainedModel:
@@ -251,8 +269,14 @@ def _write(student: PreTrainedModel, inputs: Mapping[str, Tensor], file: Path, o
     for part in (program.model.graph, *program.model.functions.values()):
         for node in part:
             node.metadata_props.clear()  # stack traces, with the folders of this machine
+    written = int(program.model.opset_imports[""])
+    if opset not in (None, written):
+        raise ValueError(
+            f"torch {torch.__version__} wrote opset {written} where {opset} was asked for: it cannot convert "
+            f"{type(student).__name__} that far. Leave opset out, or ask for {written} or more."
+        )
     program.save(file)
-    return int(program.model.opset_imports[""])
+    return written
 
 
 class _Session:

@@ -25,6 +25,7 @@ from hfdistill.experiment import Comparison, Experiment
 from hfdistill.images.augmentation import Augmentation
 from hfdistill.images.batches import ImageCollator
 from hfdistill.images.rows import load_images
+from hfdistill.model_loading import check_model_name, explained_loading
 
 
 @dataclass
@@ -112,8 +113,8 @@ def image_experiment(recipe: ImageClassification, args: DistillationTrainingArgu
         ValueError: images, labels, teacher and student do not fit together.
     """
     args = replace(args, remove_unused_columns=False)  # no model names the column of the images
-    teacher = _inputs(recipe, recipe.source, _processor(recipe.source))
-    student = _inputs(recipe, recipe.student or recipe.source, _student_processor(recipe))
+    teacher = _inputs(recipe, recipe.source, _processor(recipe.source, args), args)
+    student = _inputs(recipe, recipe.student or recipe.source, _student_processor(recipe, args), args)
     with args.main_process_first(local=False, desc="looking for broken images"):  # the others take it from the cache
         images = load_images(
             str(recipe.dataset),
@@ -147,16 +148,21 @@ def image_experiment(recipe: ImageClassification, args: DistillationTrainingArgu
     return prepared_experiment(recipe, args, data)
 
 
-def _inputs(recipe: ImageClassification, model: str, processor: Any) -> Inputs:
+def _inputs(recipe: ImageClassification, model: str, processor: Any, args: DistillationTrainingArguments) -> Inputs:
     """How images become the inputs of a model: augmented in training alone."""
-    channels = AutoConfig.from_pretrained(model).to_dict().get("num_channels", 3)
+    with explained_loading(model, "model"):
+        config = AutoConfig.from_pretrained(model, trust_remote_code=args.trust_remote_code)
+    channels = config.to_dict().get("num_channels", 3)
     training = ImageCollator(processor, recipe.augmentation, recipe.random_erasing, channels=channels)
     return Inputs(processor, training, ImageCollator(processor, channels=channels))
 
 
-def _processor(model: str, **changes: Any) -> Any:
+def _processor(model: str, args: DistillationTrainingArguments, **changes: Any) -> Any:
+    check_model_name(model, "model")
     try:
-        return AutoImageProcessor.from_pretrained(model, **changes)  # type: ignore[no-untyped-call]
+        return AutoImageProcessor.from_pretrained(  # type: ignore[no-untyped-call]
+            model, trust_remote_code=args.trust_remote_code, **changes
+        )
     except OSError as error:
         raise ValueError(
             f"{model} has no image processor, so nothing says how large its images are and how they are normalised "
@@ -165,18 +171,19 @@ def _processor(model: str, **changes: Any) -> Any:
         ) from error
 
 
-def _student_processor(recipe: ImageClassification) -> Any:
+def _student_processor(recipe: ImageClassification, args: DistillationTrainingArguments) -> Any:
     """The student's own; of a student that is cut from the teacher the teacher's, at the student's image size."""
     if recipe.student is not None:
-        return _processor(recipe.student)
-    side, processor = recipe.student_image_size, _processor(recipe.source)
+        return _processor(recipe.student, args)
+    side, processor = recipe.student_image_size, _processor(recipe.source, args)
     if side is None:
         return processor
     told = processor.to_dict()
     crop = told.get("crop_size") if told.get("do_center_crop") else None
     before = min((crop or told["size"]).values())
     sizes = {"size": {name: round(value * side / before) for name, value in told["size"].items()}}
-    return _processor(recipe.source, **sizes, **({"crop_size": {"height": side, "width": side}} if crop else {}))
+    crops = {"crop_size": {"height": side, "width": side}} if crop else {}
+    return _processor(recipe.source, args, **sizes, **crops)
 
 
 def _accuracy(logits: Array, labels: Array) -> dict[str, float]:

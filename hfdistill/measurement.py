@@ -24,6 +24,8 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from hfdistill.distributed.sharding import element_count
+
 _INFERENCE_FILES = (
     *("config.json", "generation_config.json", "adapter_config.json", "*processor_config.json", "chat_template*"),
     *("tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.*", "merges.txt", "*.model"),
@@ -39,7 +41,7 @@ _WEIGHT_FILES = (  # a folder may hold the same weights in both formats: from_pr
 
 def parameter_count(model: nn.Module) -> int:
     """Number of parameters, trainable or not; a shared one counts once."""
-    return sum(parameter.numel() for parameter in model.parameters())
+    return sum(element_count(parameter) for parameter in model.parameters())
 
 
 def size_on_disk(folder: str | Path) -> int:

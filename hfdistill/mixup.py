@@ -193,7 +193,7 @@ class MixedBatch:
                     f"expected embeddings of {tuple(ids.shape)} tokens, got {shown}. Rows are mixed place by place; "
                     "switch off packing or unpadding of sequences."
                 )
-            return _blended(output, embedding.forward(ids), self.mix, self.masks)
+            return _blended(output, embedding(ids), self.mix, self.masks)  # called: FSDP gathers it again
 
         handle = root.get_input_embeddings().register_forward_hook(hook)
         try:

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from hfdistill.anatomy import Anatomy
 from hfdistill.losses.base import DistillationLoss
 from hfdistill.losses.bilevel import BilevelLoss, is_learning
+from hfdistill.names import check_term_name
 from hfdistill.representations import Batch, Needs, Representations
 
 
@@ -48,7 +49,7 @@ class Objective(nn.Module):
         preset: name of the preset that built it, for the record of a run; "" where none did.
 
     Raises:
-        ValueError: no loss at all.
+        ValueError: no loss at all; a name that cannot be logged and saved; one loss under two names.
         TypeError: something in it is not a DistillationLoss.
     """
 
@@ -65,6 +66,14 @@ class Objective(nn.Module):
                     f"the loss {name!r} must be a DistillationLoss, got {type(loss).__name__}. The objective asks it "
                     "what it needs to see; subclass DistillationLoss or LayerwiseLoss."
                 )
+            check_term_name(name)
+            if any(other is loss for key, other in losses.items() if key != name):
+                raise ValueError(
+                    f"the loss {name!r} is in the objective twice, as one object under two names: its parts could not "
+                    "be saved, and both would have one weight. Make two losses, or give one a larger weight."
+                )
+        if taken := sorted(losses.keys() & set(dir(nn.ModuleDict))):
+            raise ValueError(f"no term can be called {taken[0]!r}, which torch's ModuleDict uses itself. Rename it.")
         self.losses = nn.ModuleDict(losses)
         self.preset = ""
 
@@ -157,14 +166,12 @@ class Objective(nn.Module):
         """
         terms: dict[str, Tensor] = {}
         total: Tensor | None = None
-        names, active = list(self.losses.keys()), self.active(batch.progress)
-        student = _answering(student, active.values())
-        for name, loss in active.items():
-            value = loss(student, teacher, batch)
+        names, weights = list(self.losses.keys()), self.weights(batch.progress)
+        for name, value in self.values(student, teacher, batch).items():
             if scales is not None:
                 value = value * scales[names.index(name)].to(value)
             terms[name] = value.detach()
-            weighted = loss.weight(batch.progress) * value
+            weighted = weights[name] * value
             total = weighted if total is None else total + weighted
         if total is None:
             raise ValueError(
@@ -172,6 +179,12 @@ class Objective(nn.Module):
                 "train on. Give one of them a weight above 0 for this part of training."
             )
         return ObjectiveResult(total, terms)
+
+    def values(self, student: Representations, teacher: Representations, batch: Batch) -> dict[str, Tensor]:
+        """Name -> unweighted value, with its gradient, of each loss that is active now; see `forward`."""
+        active = self.active(batch.progress)
+        student = _answering(student, active.values())
+        return {name: loss(student, teacher, batch) for name, loss in active.items()}
 
     def _named(self) -> dict[str, DistillationLoss]:
         return {name: loss for name, loss in self.losses.items() if isinstance(loss, DistillationLoss)}

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 from hfdistill.objective import Objective
 
@@ -12,10 +14,15 @@ OBJECTIVE_STATE = "distillation_objective.safetensors"
 """Name of the file."""
 
 
-def save_objective(objective: Objective, checkpoint: str | Path) -> None:
-    """Write the trainable parts into a checkpoint folder; nothing where there are none."""
-    state = objective.state_dict()
+def save_objective(state: Mapping[str, Tensor], checkpoint: str | Path) -> None:
+    """Write the trainable parts into a checkpoint folder; nothing where there are none.
+
+    Args:
+        state: of the objective, whole.
+        checkpoint: the folder, made where it is not there.
+    """
     if state:
+        Path(checkpoint).mkdir(parents=True, exist_ok=True)
         tensors = {key: value.detach().cpu().contiguous() for key, value in state.items()}
         save_file(tensors, Path(checkpoint) / OBJECTIVE_STATE)
 

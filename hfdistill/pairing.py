@@ -10,7 +10,9 @@ from accelerate import Accelerator
 from torch import nn
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, TrainingArguments
 
+from hfdistill.adapters import check_adapter
 from hfdistill.anatomy import Anatomy, base_model
+from hfdistill.arguments import DistillationSettings
 from hfdistill.capture import check_attention
 from hfdistill.compatibility import (
     check_batch_size,
@@ -25,31 +27,38 @@ from hfdistill.images.pixels import PixelConversion
 from hfdistill.losses import TaskLoss
 from hfdistill.losses.bilevel import is_learning
 from hfdistill.mixup import UncertaintyMixup
+from hfdistill.model_loading import explained_loading
 from hfdistill.objective import Objective
+from hfdistill.shared_base import SharedBaseTeacher, shares_base
 from hfdistill.teacher_tokens import holds_own
 from hfdistill.teachers import FrozenTeacher, Teacher
 
 
 def settled_teacher(
-    teacher: nn.Module | str | Path | Teacher | None, student: nn.Module, dtype: str
+    teacher: nn.Module | str | Path | Teacher | None, student: nn.Module, settings: DistillationSettings
 ) -> Teacher | None:
     """A Teacher of what a user may give: a model, a folder or hub name, a Teacher, or None.
+
+    The student itself, and the base that its adapter sits on, become a SharedBaseTeacher.
 
     Args:
         teacher: what was given.
         student: the student, whose head says how to load a teacher by name.
-        dtype: precision of a teacher by name.
+        settings: precision of a teacher by name, and whether the code that comes with it is run.
 
     Raises:
         TypeError: something else was given.
         ValueError: the teacher shares parameters with the student, or lacks a trained head.
     """
     if isinstance(teacher, str | Path):
-        return FrozenTeacher.from_pretrained(str(teacher), base_model(student), dtype=dtype)
+        loading: Any = {"dtype": settings.teacher_dtype, "trust_remote_code": settings.trust_remote_code}
+        return FrozenTeacher.from_pretrained(str(teacher), base_model(student), **loading)
     if isinstance(teacher, nn.Module):
+        if shares_base(teacher, student):
+            return SharedBaseTeacher(student)
         check_distinct(student, teacher)
         return FrozenTeacher(teacher)
-    if isinstance(teacher, FrozenTeacher):
+    if isinstance(teacher, FrozenTeacher) and not isinstance(teacher, SharedBaseTeacher):
         check_distinct(student, teacher.model)
     elif teacher is not None and not isinstance(teacher, Teacher):
         raise TypeError(
@@ -65,6 +74,7 @@ def check_same_tokens(
     processing_class: object,
     theirs: object,
     given: object,
+    trust_remote_code: bool = False,
 ) -> None:
     """Refuse two models that read one batch of ids as different texts.
 
@@ -74,13 +84,15 @@ def check_same_tokens(
         processing_class: the student's tokenizer, or whatever else prepares its inputs.
         theirs: the teacher's tokenizer, if given, or what else prepares its inputs.
         given: the teacher as it was given; from a name its tokenizer is loaded where it was not given.
+        trust_remote_code: run the code that comes with that tokenizer.
 
     Raises:
         ValueError: the tokenizers differ, or, where one is not known, the sizes of the vocabularies.
     """
     ours = processing_class if isinstance(processing_class, PreTrainedTokenizerBase) else None
     if theirs is None and ours is not None and isinstance(given, str | Path):
-        theirs = AutoTokenizer.from_pretrained(str(given))
+        with explained_loading(given, "teacher's tokenizer"):
+            theirs = AutoTokenizer.from_pretrained(str(given), trust_remote_code=trust_remote_code)
     if ours is not None and isinstance(theirs, PreTrainedTokenizerBase):
         check_tokenizers(ours, theirs)
     else:
@@ -96,6 +108,7 @@ def paired_inputs(
     processing_class: object,
     theirs: object,
     given: object,
+    trust_remote_code: bool = False,
 ) -> PixelConversion | None:
     """See to it that both models read the same rows: refuse other tokens, convert other pixels.
 
@@ -108,16 +121,17 @@ def paired_inputs(
         processing_class: the student's tokenizer or image processor, or whatever else prepares its inputs.
         theirs: the teacher's, if given.
         given: the teacher as it was given; from a name its own is loaded where it was not given.
+        trust_remote_code: run the code that comes with what is loaded.
 
     Raises:
         ValueError: see check_same_tokens and settled_conversion.
         TypeError: see settled_conversion.
     """
     if teacher is not None and objective.same_tokens:
-        check_same_tokens(ours, teacher.anatomy, processing_class, theirs, given)
+        check_same_tokens(ours, teacher.anatomy, processing_class, theirs, given, trust_remote_code)
     if teacher is None or holds_own(dataset, "pixel_values"):
         return None
-    return settled_conversion(student, ours.input_names, teacher, processing_class, theirs, given)
+    return settled_conversion(student, ours.input_names, teacher, processing_class, theirs, given, trust_remote_code)
 
 
 def bind_objective(objective: Objective, student: nn.Module, ours: Anatomy, teacher: Teacher | None) -> None:
@@ -135,8 +149,11 @@ def bind_objective(objective: Objective, student: nn.Module, ours: Anatomy, teac
     theirs = ours if teacher is None else teacher.anatomy
     objective.bind(ours, theirs)
     asked, taught = objective.needs()
+    model = teacher.model if isinstance(teacher, FrozenTeacher) else None
     check_attention(ours, asked, student)
-    check_attention(theirs, taught, teacher.model if isinstance(teacher, FrozenTeacher) else None)
+    check_attention(theirs, taught, model)
+    check_adapter(student, asked, "student")
+    check_adapter(model, taught, "teacher")
     if teacher is None and taught:
         raise ValueError(
             f"{objective!r} learns from a teacher, but teacher is None. Pass teacher=...; only an objective of losses "

@@ -56,7 +56,7 @@ def _measured(folder: str, batch_file: str, device: torch.device) -> int:
         Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # the high-water mark starts anew
         before = _resident("VmHWM")
     with torch.inference_mode():
-        kind.from_pretrained(folder, dtype=torch.float32).eval().to(device)(**batch)
+        kind.from_pretrained(folder, dtype=torch.float32, trust_remote_code=False).eval().to(device)(**batch)
     return _resident("VmHWM") - before if device.type == "cpu" else torch.cuda.max_memory_allocated(device)
 
 

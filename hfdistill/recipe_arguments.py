@@ -6,17 +6,21 @@ import argparse
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
+from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
 from transformers import HfArgumentParser
+from transformers.trainer_pt_utils import AcceleratorConfig
 
 from hfdistill.arguments import DistillationTrainingArguments
 from hfdistill.classification import Classification, distil_classifier
+from hfdistill.compatibility import check_arguments
 from hfdistill.configuration import read_configuration
 from hfdistill.experiment import Comparison, Experiment
 from hfdistill.image_classification import ImageClassification, image_experiment
-from hfdistill.keywords import is_plain, nearest
+from hfdistill.keywords import check_keywords, is_plain, nearest
+from hfdistill.names import shown
 from hfdistill.text_classification import TextClassification, text_experiment
 
 TEXT, IMAGE = TextClassification.task_tag, ImageClassification.task_tag
@@ -47,6 +51,7 @@ DEFAULTS: dict[str, dict[str, Any]] = {
 
 _FILES = (".yaml", ".yml", ".json")
 _PLAIN = (bool, int, float, str)
+_CONFIGURED = ("accelerator_config", "deepspeed", "fsdp_config")
 
 
 def run_recipe(words: Sequence[str] | None = None, recipe: str = TEXT) -> Comparison:
@@ -79,6 +84,7 @@ def prepared_recipe(words: Sequence[str] | None = None, recipe: str = TEXT) -> t
         TypeError: see run_recipe.
     """
     described, args = parse_recipe(words, recipe)
+    check_arguments(args)  # before data and teacher are loaded, which may take hours
     if isinstance(described, ImageClassification):
         return described, image_experiment(described, args)
     return described, text_experiment(described, args)
@@ -102,7 +108,12 @@ def parse_recipe(
     """
     words = list(sys.argv[1:] if words is None else words)
     content: dict[str, Any] = {}
-    path = words.pop(0) if words and words[0].endswith(_FILES) else ""
+    path = words.pop(0) if words and not words[0].startswith("-") else ""
+    if path and not path.endswith(_FILES):
+        raise ValueError(
+            f"{shown(path)} is neither a flag (--name) nor a configuration file ({', '.join(_FILES)}). Give the file "
+            "first, and flags after it."
+        )
     if path:
         content = dict(read_configuration(path))
     recipe = _named(words) or content.pop("recipe", recipe)
@@ -113,7 +124,10 @@ def parse_recipe(
     parser = HfArgumentParser((kind, DistillationTrainingArguments))  # type: ignore[arg-type]
     parser.add_argument("--recipe", choices=list(RECIPES), default=recipe, help="What the rows are.")
     parser.set_defaults(**{**DEFAULTS[recipe], **_typed(content, path, kind)})
-    if unknown := [word for word in parser.parse_known_args(words)[1] if word.startswith("--")]:
+    unknown = parser.parse_known_args(words)[1]
+    if unknown and not unknown[0].startswith("--"):
+        raise ValueError(f"{shown(unknown[0])} belongs to no flag of {recipe}, and would be lost. Write --flag value.")
+    if unknown:
         close = ", ".join(nearest(unknown[0].lstrip("-"), _accepted(kind))[:6])
         raise ValueError(f"{recipe} has no flag {unknown[0]!r}. Nearest of those it has: {close}.")
     described, args, _ = parser.parse_args_into_dataclasses(words, look_for_args_file=False)
@@ -139,7 +153,25 @@ def _typed(content: Mapping[str, Any], path: str, kind: type[Classification]) ->
                 f"{path} has an unknown key {key!r}. Nearest of the accepted ones: {close}. They are the fields of "
                 f"{kind.__name__} and of DistillationTrainingArguments."
             )
+    for key, value in content.items():
+        _check_named(key, value, path)
     return {key: _value(key, value, hints[key], path) for key, value in content.items()}
+
+
+def _check_named(key: str, value: Any, path: str) -> None:
+    """Refuse a token, which a file would tell to whoever reads it, and files and options that are not there."""
+    if key == "hub_token" and value:
+        raise ValueError(
+            f"{path} holds {key}: a configuration is passed on and published, and the token with it. Take it out (and "
+            "revoke it if others could read it); run `hf auth login`, or set HF_TOKEN."
+        )
+    if key in _CONFIGURED and isinstance(value, str) and value.endswith(".json") and not Path(value).is_file():
+        raise FileNotFoundError(
+            f"{path}: {key} names {value}, and there is no such file in {Path.cwd()}. Paths in a configuration are "
+            "read from the folder in which you start, not from the file's own."
+        )
+    if key == "accelerator_config" and isinstance(value, Mapping):
+        check_keywords(key, AcceleratorConfig, {str(name): entry for name, entry in value.items()})
 
 
 def _accepted(kind: type[Classification]) -> list[str]:

@@ -1,13 +1,15 @@
-"""What one finished run was made of, so that a broken-off experiment goes on where it stopped.
+"""What a run was made of, so that a broken-off experiment goes on where it stopped.
 
-A run is found again only if everything that decides its result is the same: the initial student weight by weight, the
-teacher's outputs, every training row, the arguments, the objective, the seed and the version of this package.
+A run, finished or in its checkpoints, is found again only if everything that decides its result is the same: the
+initial student weight by weight, the teacher's outputs, every training row, the arguments, the objective, the seed and
+the version of this package.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import logging
 from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
@@ -18,6 +20,10 @@ from accelerate.utils import broadcast_object_list
 from datasets import Dataset
 from torch import nn
 from transformers import TrainingArguments
+
+from hfdistill.checkpoints.folders import checkpoints, clear_unfinished, remove
+
+logger = logging.getLogger(__name__)
 
 RECORD = "run.json"
 """Name of the file beside a run's student."""
@@ -61,9 +67,9 @@ def run_key(student: nn.Module, teacher_outputs: Mapping[str, Any], rows: str, d
 def finished_seconds(folder: Path, key: str, args: TrainingArguments) -> float | None:
     """Training time in seconds of the run with this key, if its student lies in `folder`; else None.
 
-    The records and exports of any other run are removed: its student is about to be overwritten, and a stop in
-    between must not leave the one with the other's records. Of several processes the first looks and tells the others,
-    since either all of them train or none.
+    The records, exports and checkpoints of any other run are removed: its student is about to be overwritten, and a
+    stop in between must not leave the one with the other's. Checkpoints that are left are of this run. Of several
+    processes the first looks and tells the others, since either all of them train or none.
 
     Args:
         folder: of the run.
@@ -78,12 +84,28 @@ def finished_seconds(folder: Path, key: str, args: TrainingArguments) -> float |
 
 def _matching(folder: Path, key: str) -> float | None:
     path = folder / RECORD
-    record = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    record = _read(path)
     if record.get("key") == key:
-        return float(record["seconds"])
+        return None if record["seconds"] is None else float(record["seconds"])
     for name in (RECORD, *_OF_ITS_STUDENT, *_EXPORT):
         (folder / name).unlink(missing_ok=True)
+    for checkpoint in checkpoints(folder):
+        remove(checkpoint)
+    clear_unfinished(folder)
+    write_record(folder, key, None)
     return None
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """A record; empty where there is none, or its writing was broken off: such a run is made anew."""
+    try:
+        record: Any = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    except ValueError:
+        logger.warning("%s was not written to its end; the run is made anew.", path)
+        return {}
+    return record if isinstance(record, dict) else {}
 
 
 def plain_arguments(args: TrainingArguments) -> dict[str, Any]:
@@ -93,7 +115,8 @@ def plain_arguments(args: TrainingArguments) -> dict[str, Any]:
     return {name: value for name, value in plain.items() if not name.startswith(shown)}
 
 
-def write_record(folder: Path, key: str, seconds: float) -> None:
-    """Note that the run with this key is finished and saved in `folder`."""
+def write_record(folder: Path, key: str, seconds: float | None) -> None:
+    """Note that the run with this key is finished and saved in `folder`; None: that it has begun there."""
     record = {"key": key, "seconds": seconds}
+    folder.mkdir(parents=True, exist_ok=True)
     (folder / RECORD).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")

@@ -9,6 +9,8 @@ import torch
 from torch import nn
 from transformers import AutoConfig, PreTrainedModel
 
+from hfdistill.model_loading import explained_loading
+
 ADAPTER = "adapter_config.json"
 """The file that makes a folder a PEFT adapter's."""
 
@@ -23,8 +25,10 @@ def load_saved(folder: str | Path, **loading: Any) -> PreTrainedModel:
     Raises:
         ValueError: see `auto_class_of`.
     """
-    options = {"dtype": torch.float32, **loading}
-    model: PreTrainedModel = auto_class_of(folder).from_pretrained(folder, **options)
+    options = {"dtype": torch.float32, "trust_remote_code": False, **loading}
+    kind = auto_class_of(folder)
+    with explained_loading(folder, "model"):
+        model: PreTrainedModel = kind.from_pretrained(folder, **options)
     nn.Module.eval(model)
     return model
 
@@ -45,7 +49,8 @@ def auto_class_of(folder: str | Path) -> Any:
         )
     if not (folder / "config.json").is_file():
         raise ValueError(f"expected the folder of a saved model, found no config.json in {folder}.")
-    config = AutoConfig.from_pretrained(folder)
+    with explained_loading(folder, "model"):
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
     names = config.architectures or []
     for auto in vars(modeling_auto).values():
         mapping = vars(auto).get("_model_mapping") if isinstance(auto, type) else None

@@ -12,6 +12,7 @@ from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from hfdistill.anatomy import size_fields
+from hfdistill.keywords import is_plain
 
 PixelSize = int | Sequence[int]
 """A size in pixels: a number for a square, or rows and columns."""
@@ -60,6 +61,20 @@ def student_config(
     values.pop("true_hidden_size", None)  # MobileBERT works it out from the other sizes, unless it is given
     values["attn_implementation"] = teacher.config._attn_implementation
     return type(teacher.config)(**values)
+
+
+def check_numbers(*numbers: object) -> None:
+    """Refuse sizes and seeds that are given and no whole numbers.
+
+    Raises:
+        TypeError: with the first of them.
+    """
+    wrong = [number for number in numbers if number is not None and not is_plain("int", number)]
+    if wrong:
+        raise TypeError(
+            f"student_from needs whole numbers for num_layers, the sizes and the seed, got {wrong[0]!r} "
+            f"({type(wrong[0]).__name__}). Write 6, not '6' or 6.0."
+        )
 
 
 def patch_projection(model: PreTrainedModel) -> str:

@@ -7,11 +7,12 @@ a resumed run would go on from the weights it was built with.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from safetensors import safe_open
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from hfdistill.attachment import SUBMODULE
@@ -37,7 +38,9 @@ def restore_renamed(student: nn.Module, checkpoint: str | Path) -> bool:
         return False
     with safe_open(file, framework="pt") as saved:
         names = set(saved.keys())
+        shapes = {name: tuple(saved.get_slice(name).get_shape()) for name in names}
     if names <= set(student.state_dict()):
+        _check_same(student.state_dict(), shapes, checkpoint)
         return False
     kind: Any = type(student)
     loaded, info = kind.from_pretrained(
@@ -54,3 +57,23 @@ def restore_renamed(student: nn.Module, checkpoint: str | Path) -> bool:
     if missing or result.unexpected_keys:
         raise ValueError(f"{checkpoint} could not be loaded: it lacks {missing[:3]}. Resume from an older checkpoint.")
     return True
+
+
+def _check_same(state: Mapping[str, Tensor], saved: Mapping[str, tuple[int, ...]], checkpoint: str | Path) -> None:
+    """Refuse a checkpoint of a wider, narrower, deeper or shallower student; sharded tensors are not looked at."""
+    if any(type(value) is not Tensor for value in state.values()):
+        return
+    stored = {state[name].data_ptr() for name in saved}  # tied weights are saved under one of their names
+    lacking = [name for name in state if name not in saved and state[name].data_ptr() not in stored]
+    lacking = [name for name in lacking if not name.startswith(f"{SUBMODULE}.")]
+    other = [name for name, shape in saved.items() if shape != tuple(state[name].shape)]
+    if lacking or other:
+        what = (
+            f"{other[0]} is {saved[other[0]]} there and {tuple(state[other[0]].shape)} here"
+            if other
+            else f"it lacks {', '.join(lacking[:3])}"
+        )
+        raise ValueError(
+            f"{checkpoint} is a checkpoint of another student: {what}. Resuming would mix two models; make the "
+            "student as the run that wrote it did, or begin a new run in another output_dir."
+        )

@@ -23,7 +23,7 @@ from hfdistill.anatomy import Anatomy, base_model, encoder_layers, plain_setting
 from hfdistill.distillation_token import with_distillation_token
 from hfdistill.layer_map import LayerMap
 from hfdistill.patches import resized_bias_table, resized_patch_kernel, resized_positions
-from hfdistill.student_sizes import PixelSize, patch_projection, student_config
+from hfdistill.student_sizes import PixelSize, check_numbers, patch_projection, student_config
 
 logger = logging.getLogger(__name__)
 
@@ -117,6 +117,7 @@ def student_from(
             layer would behave differently in its new place (another kind of attention, a scale that grows with depth).
     """
     anatomy = _checked(teacher)
+    check_numbers(num_layers, hidden_size, intermediate_size, num_attention_heads, seed)
     teacher, doubled = with_distillation_token(teacher) if distillation_token else (teacher, ())
     chosen = _chosen_layers(layers, num_layers, anatomy.depth)
     if chosen != tuple(range(anatomy.depth)) and anatomy.family != _SHARED_LAYERS:

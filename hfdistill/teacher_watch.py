@@ -15,9 +15,15 @@ from hfdistill.representations import Representations
 
 
 class TeacherWatch:
-    """Looks for NaN and +inf in what a teacher shows; -inf is how classes are switched off, and passes."""
+    """Looks for NaN and +inf in what a teacher shows; -inf is how classes are switched off, and passes.
+
+    Attributes:
+        at_once: whether a CPU's numbers are checked as they come; False where several processes must stop together, or
+            the run is to go on without the batch (see faults.nonfinite).
+    """
 
     def __init__(self) -> None:
+        self.at_once = True
         self._first_bad_step: dict[str, Tensor] = {}
 
     def look(self, shown: Representations, step: int) -> None:
@@ -26,7 +32,7 @@ class TeacherWatch:
         Raises:
             ValueError: see `check`.
         """
-        wait = False
+        wait = not self.at_once
         for key, tensor in _tensors(shown):
             bad = (tensor.isnan() | tensor.isposinf()).any()
             never = torch.full((), -1, dtype=torch.long, device=tensor.device)
@@ -35,6 +41,15 @@ class TeacherWatch:
             wait = wait or tensor.device.type != "cpu"
         if not wait:
             self.check(shown)
+
+    def first_bad(self, device: torch.device) -> Tensor:
+        """The step in which the teacher's numbers were first broken, a scalar on `device`; -1 if they never were."""
+        steps = [step.to(device) for step in self._first_bad_step.values()]
+        return torch.stack(steps).max() if steps else torch.full((), -1, dtype=torch.long, device=device)
+
+    def forget(self) -> None:
+        """Look anew, as if nothing had been seen."""
+        self._first_bad_step.clear()
 
     def check(self, shown: Representations | None = None) -> None:
         """Stop if anything bad was seen.

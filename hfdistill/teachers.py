@@ -6,7 +6,7 @@ student, never inside it, so that `student.train()`, the optimizer and `save_pre
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Protocol, runtime_checkable
 
@@ -15,6 +15,8 @@ from torch import Tensor, nn
 
 from hfdistill.anatomy import Anatomy
 from hfdistill.capture import Capture
+from hfdistill.distributed.sharding import class_of, is_sharded, loaded_whole
+from hfdistill.model_loading import explained_loading
 from hfdistill.representations import Needs, Representations
 from hfdistill.teacher_tokens import own_inputs
 
@@ -65,7 +67,12 @@ class FrozenTeacher:
 
     @classmethod
     def from_pretrained(
-        cls, name: str, like: nn.Module, dtype: str | torch.dtype = "float32", **loading: Any
+        cls,
+        name: str,
+        like: nn.Module,
+        dtype: str | torch.dtype = "float32",
+        trust_remote_code: bool = False,
+        **loading: Any,
     ) -> FrozenTeacher:
         """Load a teacher from a folder or the hub, with the Auto class of the student's task.
 
@@ -73,24 +80,24 @@ class FrozenTeacher:
             name: a folder or a hub name.
             like: the student, whose head says which Auto class is right.
             dtype: precision of the teacher's weights; "auto" takes what the checkpoint was saved in.
-            loading: further arguments of `from_pretrained` (revision, token, trust_remote_code).
+            trust_remote_code: run the code that comes with the model; without it such a teacher is refused.
+            loading: further arguments of `from_pretrained` (revision, token).
 
         Raises:
-            ValueError: no Auto class fits the student, or the checkpoint lacks a part of the head.
+            FileNotFoundError: there is no such model.
+            ValueError: no Auto class fits the student, the checkpoint lacks a part of the head, is broken, or brings
+                code of its own.
         """
-        model, info = auto_class(like).from_pretrained(name, dtype=dtype, output_loading_info=True, **loading)
-        missing = sorted(info["missing_keys"])
-        if missing:
-            raise ValueError(
-                f"the teacher {name!r} has no trained weights for {', '.join(missing[:4])}, so these would be random "
-                "and the student would learn noise. Fine-tune the teacher on the task first, or pass the folder of "
-                "one that is."
-            )
+        options = {"dtype": dtype, "trust_remote_code": trust_remote_code, **loading}
+        with explained_loading(name, "teacher"), loaded_whole():
+            model, info = auto_class(like).from_pretrained(name, output_loading_info=True, **options)
+        check_trained(name, info["missing_keys"])
         return cls(model)
 
     def prepare(self, device: torch.device) -> None:
-        """Move the model to `device`."""
-        self.model.to(device)
+        """Move the model to `device`; in shards it lies where it runs."""
+        if not is_sharded(self.model):
+            self.model.to(device)
         if self.label_map is not None:
             self.label_map = self.label_map.to(device)
 
@@ -109,7 +116,8 @@ class FrozenTeacher:
 
     def _map_labels(self, label_map: list[int]) -> None:
         classes = self.anatomy.classes
-        if len(set(label_map)) != len(label_map) or not all(0 <= index < classes for index in label_map):
+        numbers = all(isinstance(index, int) for index in label_map)
+        if not numbers or len(set(label_map)) != len(label_map) or not all(0 <= at < classes for at in label_map):
             raise ValueError(
                 f"label_map must name each of the teacher's classes 0 to {classes - 1} at most once, got {label_map}. "
                 "Entry k is the teacher class that means student class k."
@@ -117,6 +125,25 @@ class FrozenTeacher:
         self.label_map = torch.tensor(label_map)
         names = {ours: self.anatomy.label_names.get(theirs, str(theirs)) for ours, theirs in enumerate(label_map)}
         self.anatomy = replace(self.anatomy, classes=len(label_map), label_names=names)
+
+
+def check_trained(name: str, missing: Iterable[str]) -> None:
+    """Refuse a teacher of which parts are as random as they were made.
+
+    Args:
+        name: of the teacher.
+        missing: names of the weights that its checkpoint lacks.
+
+    Raises:
+        ValueError: there are any.
+    """
+    lacking = sorted(missing)
+    if lacking:
+        raise ValueError(
+            f"the teacher {name!r} has no trained weights for {', '.join(lacking[:4])}, so these would be random and "
+            "the student would learn noise. Fine-tune the teacher on the task first, or pass the folder of one that "
+            "is."
+        )
 
 
 def auto_class(model: nn.Module) -> Any:
@@ -127,18 +154,14 @@ def auto_class(model: nn.Module) -> Any:
     """
     from transformers.models.auto import modeling_auto
 
-    name = type(model).__name__
+    kind = class_of(model)
     for auto in vars(modeling_auto).values():
         mapping = vars(auto).get("_model_mapping") if isinstance(auto, type) else None
-        if (
-            mapping is not None
-            and auto.__name__ != "AutoModelForPreTraining"
-            and type(model) in _classes(mapping, model)
-        ):
+        if mapping is not None and auto.__name__ != "AutoModelForPreTraining" and kind in _classes(mapping, model):
             return auto
     raise ValueError(
-        f"no Auto class loads {name}, so the teacher's class is not known. Load the teacher yourself and pass the "
-        "model."
+        f"no Auto class loads {kind.__name__}, so the teacher's class is not known. Load the teacher yourself and "
+        "pass the model."
     )
 
 

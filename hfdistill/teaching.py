@@ -8,9 +8,10 @@ from typing import Any
 
 from torch import Tensor
 
-from hfdistill.images.pixels import PixelConversion, explained_shapes
+from hfdistill.images.pixels import PixelConversion
 from hfdistill.mixup import MixedBatch
 from hfdistill.representations import Needs, Representations
+from hfdistill.row_checks import check_contents, contents_of, explained_inputs
 from hfdistill.teacher_tokens import own_inputs
 from hfdistill.teacher_watch import TeacherWatch
 from hfdistill.teachers import FrozenTeacher, Teacher
@@ -41,7 +42,7 @@ class Teaching:
             step: for a message about broken numbers.
 
         Raises:
-            ValueError: the teacher shows NaN or inf, or cannot take the images.
+            ValueError: the teacher shows NaN or inf, or cannot take the rows.
         """
         if self.teacher is None or not needs:
             return Representations()
@@ -50,7 +51,8 @@ class Teaching:
             shown = self.teacher.represent(given, needs)
         else:
             model, read = self.teacher.model, own_inputs(given) or given
-            with explained_shapes(model, read, "teacher"), mixed.embeddings(model) if mixed else nullcontext():
+            check_contents(read, contents_of(self.teacher.anatomy), "teacher")
+            with explained_inputs(model, read, "teacher"), mixed.embeddings(model) if mixed else nullcontext():
                 shown = self.teacher.represent(given, needs)
         self.watch.look(shown, step)
         return shown

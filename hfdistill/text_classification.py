@@ -38,6 +38,7 @@ from hfdistill.compatibility import check_tokenizers
 from hfdistill.evaluation import Array
 from hfdistill.experiment import Comparison, Experiment, Metrics
 from hfdistill.glue import HUB_DATASET, GlueTask, accuracy, load_metric, load_task, metrics, task_named
+from hfdistill.model_loading import explained_loading
 
 
 @dataclass
@@ -77,6 +78,7 @@ class TextClassification(Classification):
                 "say what to train on: task=..., one of the GLUE tasks, or dataset=... with text_columns=[...] for "
                 "data of your own."
             )
+        _check_one_source(self)
         super().__post_init__()
 
     @property
@@ -109,11 +111,11 @@ def text_experiment(recipe: TextClassification, args: DistillationTrainingArgume
         ValueError: columns, labels, teacher and student do not fit together.
     """
     rows = load_rows(recipe)
-    tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(recipe.source)
+    tokenizer = _tokenizer(recipe.source, "teacher", args)
     if recipe.student is not None:
-        check_tokenizers(AutoTokenizer.from_pretrained(recipe.student), tokenizer)
+        check_tokenizers(_tokenizer(recipe.student, "student", args), tokenizer)
     models = [name for name in (recipe.source, recipe.student) if name is not None]
-    token_types = any("token_type_ids" in Anatomy.of(_architecture(name)).input_names for name in models)
+    token_types = any("token_type_ids" in Anatomy.of(_architecture(name, args)).input_names for name in models)
     with args.main_process_first(local=False, desc="tokenizing"):  # the others take it from the cache
         tokenized = tokenize(rows, recipe, tokenizer, token_types)
     collator = DataCollatorWithPadding(tokenizer)
@@ -231,9 +233,40 @@ def _record(recipe: TextClassification) -> dict[str, str]:
     return {"name": Path(name).name if Path(name).exists() else name}  # a path says nothing on another machine
 
 
-def _architecture(name: str) -> PreTrainedModel:
+def _architecture(name: str, args: DistillationTrainingArguments) -> PreTrainedModel:
     """The architecture without its weights, to read what its forward takes."""
-    with torch.device("meta"):
-        config = AutoConfig.from_pretrained(name)
-        model: PreTrainedModel = AutoModelForSequenceClassification.from_config(config)  # type: ignore[no-untyped-call]
+    trusted = {"trust_remote_code": args.trust_remote_code}
+    with torch.device("meta"), explained_loading(name, "model"):
+        config = AutoConfig.from_pretrained(name, **trusted)
+        auto: Any = AutoModelForSequenceClassification
+        model: PreTrainedModel = auto.from_config(config, **trusted)
     return model
+
+
+def _tokenizer(name: str, role: str, args: DistillationTrainingArguments) -> PreTrainedTokenizerBase:
+    with explained_loading(name, f"{role}'s tokenizer"):
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
+            name, trust_remote_code=args.trust_remote_code
+        )
+    return tokenizer
+
+
+def _check_one_source(recipe: TextClassification) -> None:
+    """Refuse what would silently not be read."""
+    unread = [name for name in ("dataset", "text_columns") if recipe.task is not None and vars(recipe)[name]]
+    unread += ["data_dir"] if recipe.task is None and recipe.data_dir else []
+    if unread:
+        raise ValueError(
+            f"{unread[0]} would not be read: rows come from the GLUE task ({recipe.task}, from data_dir or the hub) "
+            "or from a dataset of your own with text_columns. Leave out the one or the other."
+        )
+    if len(recipe.text_columns) > 2:
+        raise ValueError(
+            f"text_columns must be one column, or the two of a pair, got {recipe.text_columns}. A tokenizer takes no "
+            "more; join columns before."
+        )
+    if recipe.max_length is not None and recipe.max_length < 3:
+        raise ValueError(
+            f"max_length must be at least 3 tokens, got {recipe.max_length}: two are the tokenizer's own. Leave it "
+            "out for 64, or 128 for a pair."
+        )

@@ -17,13 +17,19 @@ import torch
 from torch import Tensor, nn
 from transformers import ImageProcessingMixin, PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments
 
+from hfdistill.adapters import adapted, adapting
 from hfdistill.anatomy import Anatomy
 from hfdistill.arguments import DistillationSettings
 from hfdistill.attachment import Attachment, Request, task_loss_of
-from hfdistill.compatibility import check_arguments, check_dataset, check_optimizer
+from hfdistill.checks.preflight import preflight
+from hfdistill.compatibility import check_arguments, check_dataset, check_optimizer, check_student, check_trainable
 from hfdistill.configuration import as_objective
+from hfdistill.distributed.launch import check_launch, check_one_student
+from hfdistill.distributed.placement import TeacherPlacement, prepare_fsdp
+from hfdistill.faults.nonfinite import NumberWatch
+from hfdistill.faults.trainer import GuardedTrainer
+from hfdistill.distributed.sharding import clear_gradients
 from hfdistill.freezing import LayerFreezing
-from hfdistill.images.pixels import explained_shapes
 from hfdistill.item_counts import ItemCounts
 from hfdistill.losses.bilevel import BilevelLoss
 from hfdistill.meta_gradient import add_meta_gradients, meta_gradients
@@ -35,26 +41,31 @@ from hfdistill.pairing import bind_objective, check_mixing, check_run, paired_in
 from hfdistill.perturbation import found_shift, shifted_embeddings
 from hfdistill.publishing.push import PublishingTrainer
 from hfdistill.representations import SAMPLE_INDEX, Batch, Representations
+from hfdistill.row_checks import CheckedRows, RowLimits, explained_inputs, readers
 from hfdistill.sample_index import class_labels, indexed_rows
 from hfdistill.schedules import Constant
+from hfdistill.shared_base import check_shared_base
 from hfdistill.teacher_tokens import teacher_columns
-from hfdistill.teachers import Teacher
+from hfdistill.teachers import FrozenTeacher, Teacher
 from hfdistill.teaching import Teaching
 from hfdistill.term_averages import TermAverages
 
 
-class DistillationTrainer(PublishingTrainer):
+class DistillationTrainer(GuardedTrainer, PublishingTrainer):
     """A Trainer whose student learns from a teacher.
 
     Args:
         model: the student; it stays `trainer.model`, and a saved student is a plain `from_pretrained` folder.
         args: TrainingArguments, or DistillationTrainingArguments for the options that distillation adds.
         teacher: a model (it will be frozen), a folder or hub name, or anything with the Teacher protocol. None is for
-            objectives that need no teacher: the student without distillation.
+            objectives that need no teacher: the student without distillation. The student itself, where it learns by
+            an adapter of PEFT: then its base teaches, the adapter switched off (see SharedBaseTeacher).
         objective: an Objective, a preset's name ("kd", "tinybert"), or a mapping as in a configuration file.
         teacher_processing_class: the teacher's tokenizer, to verify that both models read the same ids; or its image
             processor, to give it the student's images as it was made for them. Loaded with a teacher that is given by
             name.
+        peft_config: the student learns by an adapter: a configuration of PEFT (LoraConfig, ...), or a mapping with its
+            `peft_type` and fields. The student is wrapped, also one of `model_init`; a PeftModel needs none.
         trainer_arguments: everything else that Trainer takes.
 
     Raises:
@@ -73,26 +84,33 @@ class DistillationTrainer(PublishingTrainer):
         teacher: PreTrainedModel | nn.Module | str | Teacher | None = None,
         objective: Objective | str | Mapping[str, Any] = "kd",
         teacher_processing_class: PreTrainedTokenizerBase | ImageProcessingMixin | None = None,
+        peft_config: Any = None,
         **trainer_arguments: Any,
     ) -> None:
-        super().__init__(model=model, args=args, **trainer_arguments)
+        check_student(model)
+        super().__init__(model=adapted(model, peft_config), args=args, **adapting(trainer_arguments, peft_config))
         self.model_accepts_loss_kwargs = False  # else the loss would be scaled by accumulation and by world size
         if not self.label_names and not self.can_return_loss:
             self.label_names = ["labels"]  # a forward without labels (DeiT with two heads) names none
         self.settings = DistillationSettings.of(self.args)
         self.objective: Objective = as_objective(objective)
+        check_launch(self.args, self.accelerator)
         prepare_ddp(self.accelerator, self.args, self.objective)
+        prepare_fsdp(self.accelerator, self.student)
         check_arguments(self.args)
         check_dataset(self.train_dataset)
         self.student_anatomy = Anatomy.of(self.student)
-        self.teacher = settled_teacher(teacher, self.student, self.settings.teacher_dtype)
+        self.teacher = settled_teacher(teacher, self.student, self.settings)
+        self.placement = TeacherPlacement(self.settings.teacher_placement, self.teacher, self.accelerator)
         self._losses_as_given = copy.deepcopy(self.objective.losses) if self.model_init is not None else None
         self._bind()
-        given = (self.processing_class, teacher_processing_class, teacher)
+        self.teacher_processing_class = teacher_processing_class
+        given = (self.processing_class, teacher_processing_class, teacher, self.settings.trust_remote_code)
         conversion = paired_inputs(
             self.student, self.student_anatomy, self.teacher, self.objective, self.train_dataset, *given
         )
         self._teaching = Teaching(self.teacher, conversion)
+        self._numbers = NumberWatch(self.accelerator, self.objective, self.settings.on_nonfinite, self._teaching.watch)
         check_run(self.args, self.objective, self.is_fsdp_enabled or self.is_deepspeed_enabled)
         mixing = self.settings.image_mixing or self.settings.uncertainty_mixup
         check_mixing(mixing, self.objective, self.student_anatomy, self.teacher, self.compute_loss_func)
@@ -123,11 +141,11 @@ class DistillationTrainer(PublishingTrainer):
         task_loss = task_loss_of(self.compute_loss_func)
         with self._attached() as attachment, ExitStack() as passing:
             mixed = self._mixed(inputs)
-            if mixed is not None:
-                inputs = mixed.inputs
-                passing.enter_context(mixed.embeddings(self.student))
+            inputs = inputs if mixed is None else mixed.inputs
             batch, student_inputs = self._batch(inputs, mixed), self._inputs.of_student(inputs)
             taught = self._teach(inputs, batch, mixed)
+            if mixed is not None:  # after the teacher's pass, which may go through the same embeddings
+                passing.enter_context(mixed.embeddings(self.student))
             fewer_rows = self.settings.uncertainty_mixup is not None
             scales = None if fewer_rows else self._counts.scales(self.objective, batch)
             request = Request(taught, batch, scales, task_loss)
@@ -135,11 +153,12 @@ class DistillationTrainer(PublishingTrainer):
                 student = self.accelerator.unwrap_model(model)  # autograd.grad must not go through DDP
                 shift = found_shift(student, student_inputs, attachment, request, self.settings.embedding_perturbation)
                 passing.enter_context(shifted_embeddings(self.student, shift))
-            with attachment.request(request), explained_shapes(self.student, student_inputs, "student"):
+            with attachment.request(request), explained_inputs(self.student, student_inputs, "student"):
                 output, result = model(**student_inputs)
-        self._train_terms.add(result.terms)
+        self._train_terms.add(*self._numbers.counted(result.terms))
         self._last_progress = batch.progress
-        return (result.loss, output) if return_outputs else result.loss
+        loss = self._looked(result, batch.size, student_inputs, output)
+        return (loss, output) if return_outputs else loss
 
     def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
         """The Trainer's own, and the gradients of meta networks one level up; see BilevelLoss."""
@@ -154,6 +173,7 @@ class DistillationTrainer(PublishingTrainer):
         """Count the valid items of each loss over the micro-batches of an update; see Trainer.get_batch_samples."""
         samples, items = super().get_batch_samples(epoch_iterator, num_batches, device)
         if samples:
+            clear_gradients(self.student)
             self._counts.begin(self.objective, (self._batch(inputs) for inputs in samples), device)
         return samples, items
 
@@ -170,7 +190,7 @@ class DistillationTrainer(PublishingTrainer):
             self._observe(inputs)
         if ignore_keys is None and self.student_anatomy.distillation_head:
             ignore_keys = ["cls_logits", "distillation_logits"]  # predictions are the answer, the mean of both
-        with explained_shapes(self.student, inputs, "student"):
+        with explained_inputs(self.student, inputs, "student"):
             step: tuple[Tensor | None, Tensor | None, Tensor | None] = super().prediction_step(
                 model, self._inputs.labelled(inputs), prediction_loss_only, ignore_keys
             )
@@ -187,7 +207,6 @@ class DistillationTrainer(PublishingTrainer):
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Add `loss/<name>` (and `weight/<name>` where it is scheduled) to the training log."""
         if "loss" in logs:
-            self._teaching.watch.check()
             logs.update(self._train_terms.pop("loss/"))
             weights = self.objective.weights(self._last_progress)
             fixed = {name for name in weights if isinstance(self.objective[name].weight, Constant)}
@@ -203,10 +222,13 @@ class DistillationTrainer(PublishingTrainer):
         ignore_keys_for_eval: list[str] | None = None,
     ) -> Any:
         """Train the student; see Trainer.train."""
-        if self.teacher is not None:
-            self.teacher.prepare(self.args.device)
+        self.placement.place(self.teacher)
+        if self.args.should_log:
+            preflight(self.args, self.student, self.teacher, self.train_dataset, self.label_names).log()
         with self._attached():
+            check_trainable(self.student)
             check_optimizer(self.optimizer, self.objective)
+            check_one_student(self.student, self.accelerator)
             return super().train(resume_from_checkpoint, trial, ignore_keys_for_eval)
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
@@ -227,12 +249,18 @@ class DistillationTrainer(PublishingTrainer):
             self._attachment = Attachment(student, self.objective.to(self.args.device)).__enter__()
         return student
 
-    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """Save the student, unless the teacher's numbers broke; see CheckpointingTrainer."""
-        self._teaching.watch.check()
-        super().save_model(output_dir, _internal_call)
-
     # ---- parts of the path ----
+
+    def _get_dataloader(self, *args: Any, **options: Any) -> Any:
+        model = self.teacher.model if isinstance(self.teacher, FrozenTeacher) else None
+        labels = readers(self.objective, self.compute_loss_func is not None, options.get("is_training", False))
+        own, finite = self.data_collator, self.settings.on_nonfinite == "stop"
+        limits = RowLimits.of(self.student, model, self._inputs.label_name, labels, finite)
+        self.data_collator = CheckedRows(own, limits)
+        try:
+            return super()._get_dataloader(*args, **options)
+        finally:
+            self.data_collator = own
 
     def _set_signature_columns_if_needed(self) -> None:
         super()._set_signature_columns_if_needed()
@@ -274,8 +302,7 @@ class DistillationTrainer(PublishingTrainer):
         """Evaluate every term on one batch, for `eval_loss/<name>`."""
         batch, own = self._batch(inputs), self._inputs.of_student(inputs)
         self.objective.to(self.args.device)
-        if self.teacher is not None:
-            self.teacher.prepare(self.args.device)
+        self.placement.place(self.teacher)
         taught, task_loss = self._teach(inputs, batch), task_loss_of(self.compute_loss_func)
         self._eval_terms.add(*observed_terms(self.student, self.objective, own, taught, batch, task_loss))
 
@@ -285,6 +312,7 @@ class DistillationTrainer(PublishingTrainer):
         """Resolve layer maps and build trainable parts, before any optimizer exists."""
         theirs = None if self.teacher is None else self.teacher.anatomy
         self._inputs = ModelInputs(self.student_anatomy, theirs, self.label_names, self.args.label_smoothing_factor)
+        check_shared_base(self.teacher, self.student, self.is_fsdp_enabled or self.is_deepspeed_enabled)
         bind_objective(self.objective, self.student, self.student_anatomy, self.teacher)
         if self.objective.indexed:
             rows: Any = indexed_rows(self.train_dataset)

@@ -17,32 +17,58 @@ import hfdistill
 
 # A module imports only modules of the lines above its own. This is the order of reading, too.
 LINES = (
-    ("functional", "functional.*", "keywords", "layer_map", "patches", "projector", "schedules", "vision_stages"),
+    (
+        "functional",
+        "functional.*",
+        "keywords",
+        "layer_map",
+        "names",
+        "patches",
+        "projector",
+        "schedules",
+        "vision_stages",
+    ),
     ("anatomy", "representations", "capture"),
     ("losses", "losses.*"),
     ("objective",),
     (  # its second half is what trainer and report are made of
-        *("attachment", "few_sample", "freezing", "meta_gradient", "perturbation"),
+        *("adapters", "attachment", "few_sample", "freezing", "meta_gradient", "perturbation"),
         *("schemes", "schemes.*", "teachers", "teacher_cache"),
         *("compatibility", "distillation_token", "evaluation", "item_counts", "likeness", "measurement", "mixup"),
-        *("objective_state", "observation", "sample_index", "saved_model", "student_sizes", "student_state"),
+        *(
+            "model_loading",
+            "objective_state",
+            "observation",
+            "row_checks",
+            "sample_index",
+            "saved_model",
+            "shared_base",
+        ),
+        *("student_sizes", "student_state"),
         *("teacher_tokens", "teacher_watch", "term_averages"),
         *(f"images.{name}" for name in ("augmentation", "decoding", "labels", "mixing", "pixels", "sources")),
     ),
     # What a trainer writes beside its student, of the figures that a report holds.
     ("report", "report.contents", "report.results", "report.statistics"),
     ("checkpoints", "checkpoints.*"),
+    ("checks", "checks.findings", "checks.preflight"),
     ("publishing", "publishing.*"),
     (
         *("presets", "presets.*", "arguments", "configuration", "images.pairing", "model_inputs", "pairing"),
         *("teaching", "trainer"),
     ),
-    ("students", "stages", "checks", "glue", "run_record", "methods", "class_names", "comparison", "peak_memory"),
+    (
+        *("arms", "students", "stages", "glue", "run_record", "methods", "class_names", "comparison", "peak_memory"),
+        *(f"checks.{name}" for name in ("answers", "doctor", "examination", "layers", "memory", "reading")),
+        *("checks.steadiness", "checks.terms"),
+    ),
     ("report.*", "export", "images", "images.*"),
     ("experiment",),
     ("classification",),
     ("text_classification", "image_classification"),
     ("recipe_arguments",),
+    ("equivalence", "equivalence.*"),
+    ("checks.recipe",),
     ("cli",),
 )
 # What losses are made of: no method of its own stands in them.
@@ -71,19 +97,38 @@ SAME_LINE = {
     "functional.*": ("functional.reductions",),
     "capture": ("anatomy", "representations"),
     "losses.*": LOSS_BASES,
-    "teachers": ("teacher_cache", "teacher_tokens"),
+    "teachers": ("model_loading", "teacher_cache", "teacher_tokens"),
     "images.mixing": ("mixup",),
+    "row_checks": ("images.pixels",),
+    "saved_model": ("model_loading",),
     "images.*": tuple(f"images.{name}" for name in ("augmentation", "decoding", "labels", "sources")),
-    "checkpoints.*": ("checkpoints.folders", "checkpoints.log_sums", "checkpoints.storage"),
+    "checkpoints.*": (
+        "checkpoints.batch_randomness",
+        "checkpoints.folders",
+        "checkpoints.log_sums",
+        "checkpoints.storage",
+    ),
+    "checks.preflight": ("checks.findings",),
+    "checks.*": tuple(
+        f"checks.{name}" for name in ("answers", "examination", "layers", "memory", "reading", "steadiness", "terms")
+    ),
     "presets.*": ("presets.shares",),
     "publishing.*": tuple(
         f"publishing.{name}" for name in ("record", "folder", "card_sections", "card", "merging", "repository")
     ),
+    "shared_base": ("adapters", "teachers"),
     "report.results": ("report.statistics",),
     "report.contents": ("report.statistics",),
     "report.*": tuple(f"report.{name}" for name in REPORT),
-    "pairing": ("images.pairing",),
+    "pairing": ("arguments", "images.pairing"),
     "configuration": ("presets",),
+    "equivalence.*": tuple(
+        f"equivalence.{name}"
+        for name in (
+            *("comparisons", "differences", "facts", "processes", "recipes", "recorded_teacher", "relations"),
+            *("short_runs", "variations"),
+        )
+    ),
     "observation": ("attachment",),
     "perturbation": ("attachment",),
     "student_state": ("attachment",),

@@ -17,6 +17,7 @@ def test_defaults_are_a_plain_trainers(tmp_path: Path) -> None:
     ours = DistillationTrainingArguments(output_dir=str(tmp_path), use_cpu=True)
     plain = TrainingArguments(output_dir=str(tmp_path), use_cpu=True)
     added = {"teacher_dtype": "float32", "eval_objective": False, "embedding_perturbation": 0.0}
+    added |= {"trust_remote_code": False, "teacher_placement": "auto", "on_nonfinite": "stop"}
     added |= {
         "uncertainty_mixup": False,
         "mixup_alpha": 0.0,

@@ -71,6 +71,7 @@ def test_methods_names_what_each_loss_needs() -> None:
 def test_report_writes_its_files_and_prints_the_figures(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """What is printed is the Markdown that lies beside the page, so that nobody has to look for it."""
     write_output(tmp_path / "run")
+    capsys.readouterr()  # of what writing the folder printed
     assert main(["report", str(tmp_path / "run"), "--output", str(tmp_path / "out"), "--no-measure"]) == 0
     written = (tmp_path / "out" / "report.md").read_text(encoding="utf-8")
     assert capsys.readouterr().out.strip() == written.strip()

@@ -145,6 +145,31 @@ def test_a_broken_off_experiment_goes_on(tmp_path: Path, monkeypatch: pytest.Mon
     assert (tmp_path / "kd" / "seed-0" / "predictions.safetensors").is_file()
 
 
+def test_a_run_that_is_cut_off_goes_on_from_its_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Days of training must not begin anew, and must end in the same student."""
+
+    def saving(folder: Path) -> Experiment:
+        return experiment(folder, arguments=arguments(folder, max_steps=3, save_strategy="steps", save_steps=1))
+
+    whole = saving(tmp_path / "whole").run({"kd": "kd"}, [0])
+    begun, step = [], DistillationTrainer.training_step
+
+    def cut_off(trainer: DistillationTrainer, *given: Any, **options: Any) -> Any:
+        begun.append(trainer.state.global_step)
+        if len(begun) == 3:
+            raise KeyboardInterrupt
+        return step(trainer, *given, **options)
+
+    monkeypatch.setattr(DistillationTrainer, "training_step", cut_off)
+    with pytest.raises(KeyboardInterrupt):
+        saving(tmp_path / "cut").run({"kd": "kd"}, [0])
+    again = saving(tmp_path / "cut").run({"kd": "kd"}, [0])
+    assert begun[:4] == [0, 1, 2, 2]
+    assert again.arms[0].metrics == whole.arms[0].metrics
+    ours, theirs = (load_file(tmp_path / run / "kd" / "seed-0" / "model.safetensors") for run in ("cut", "whole"))
+    assert all((ours[name] == theirs[name]).all() for name in theirs)
+
+
 OTHERS = ({"batching": {"augmentation": "flip"}}, {"train_dataset": text_rows(seed=9)})
 
 
@@ -154,7 +179,7 @@ def test_other_rows_or_batches_are_another_run(
 ):
     """A student that saw other images must not be taken for this one."""
     experiment(tmp_path).run({"control": None}, [0])
-    monkeypatch.setattr(DistillationTrainer, "train", lambda *_: pytest.fail("trained"))
+    monkeypatch.setattr(DistillationTrainer, "train", lambda *_, **__: pytest.fail("trained"))
     experiment(tmp_path).run({"control": None}, [0])
     with pytest.raises(pytest.fail.Exception, match="trained"):
         experiment(tmp_path, **change).run({"control": None}, [0])

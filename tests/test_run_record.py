@@ -9,7 +9,7 @@ from datasets import Dataset
 from toy_models import toy_bert
 from training_toys import arguments
 
-from hfdistill.run_record import finished_seconds, rows_digest, run_key, write_record
+from hfdistill.run_record import RECORD, finished_seconds, rows_digest, run_key, write_record
 
 ROWS = {"input_ids": [[index, index + 1] for index in range(300)], "labels": [index % 2 for index in range(300)]}
 LOGITS = {"validation": np.zeros((3, 2), dtype=np.float32)}
@@ -63,5 +63,14 @@ def test_a_record_is_found_by_its_key_and_gone_when_another_run_begins(tmp_path:
     assert finished_seconds(tmp_path, "one", args) == 12.5
     assert (tmp_path / "results.json").exists()
     assert finished_seconds(tmp_path, "two", args) is None
-    assert not any(path.is_file() for path in tmp_path.iterdir())  # nor figures and exports of the other student
+    assert [path.name for path in tmp_path.iterdir()] == [RECORD]  # nor figures and exports of the other student
     assert finished_seconds(tmp_path, "one", args) is None
+
+
+def test_checkpoints_stay_for_their_own_run_alone(tmp_path: Path):
+    """A run that goes on from the checkpoint of other arguments would be neither the one nor the other."""
+    args = arguments(tmp_path)
+    for key, kept in (("one", False), ("one", True), ("two", False)):
+        assert finished_seconds(tmp_path, key, args) is None
+        assert (tmp_path / "checkpoint-3").is_dir() == kept
+        (tmp_path / "checkpoint-3").mkdir(exist_ok=True)

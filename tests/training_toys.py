@@ -115,6 +115,7 @@ def trainer_of(
         "processing_class",
         "compute_loss_func",
         "model_init",
+        "peft_config",
         "preprocess_logits_for_metrics",
         "args",
         "data_collator",
@@ -122,7 +123,8 @@ def trainer_of(
     given = {name: changes.pop(name) for name in own if name in changes}
     if "teacher" not in given:
         given["teacher"] = toy_bert(layers=4, seed=1)
-    given.setdefault("args", arguments(folder, **changes))
+    if "args" not in given:  # to make others would undo what these told Accelerate
+        given["args"] = arguments(folder, **changes)
     if "model_init" not in given:
         given["model"] = toy_bert() if student is None else student
     given.setdefault("data_collator", collate)

@@ -56,12 +56,15 @@ def flaw(folder: str | Path) -> str:
     return ""
 
 
-def last_complete(run: str | Path) -> Path | None:
-    """The last complete checkpoint of a run, or None; a warning tells of each later one that is passed over."""
+def last_complete_checkpoint(run: str | Path) -> str | None:
+    """The last complete checkpoint of a run, for `train(resume_from_checkpoint=...)`; None where there is none.
+
+    A warning tells of each later one that is passed over.
+    """
     for folder in reversed(checkpoints(run)):
         found = flaw(folder)
         if not found:
-            return folder
+            return str(folder)
         logger.warning("passing over %s, which is not complete: %s.", folder, found)
     return None
 
@@ -79,6 +82,13 @@ def check_complete(folder: str | Path) -> None:
         raise FileNotFoundError(
             f"resume_from_checkpoint names {folder}, which is no folder ({folder.parent} holds {others}). Name one "
             "that is there, or pass True for the last complete one."
+        )
+    if not (folder / SEAL).is_file() and not (folder / "trainer_state.json").is_file():
+        inside = ", ".join(path.name for path in checkpoints(folder)) or "no checkpoint"
+        raise ValueError(
+            f"{folder} is no checkpoint: it has no trainer_state.json, which says how far training had come; it holds "
+            f"{inside}. Name a folder checkpoint-..., or pass True for the last one in output_dir. To begin anew from "
+            "a saved student load it and pass it as model."
         )
     if not (folder / SEAL).is_file():
         logger.warning(

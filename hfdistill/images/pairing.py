@@ -21,6 +21,7 @@ def settled_conversion(
     processing_class: object,
     theirs: object,
     given: object,
+    trust_remote_code: bool = False,
 ) -> PixelConversion | None:
     """How the student's images are turned into the teacher's; None where they are the same, or there are none.
 
@@ -31,6 +32,7 @@ def settled_conversion(
         processing_class: what prepares the student's inputs.
         theirs: the teacher's image processor, if given.
         given: the teacher as it was given; from a name its image processor is loaded where it was not given.
+        trust_remote_code: run the code that comes with that image processor.
 
     Raises:
         ValueError: one of the processors is missing, or does what cannot be converted.
@@ -44,7 +46,7 @@ def settled_conversion(
             "student's images are turned into what it makes of them; load it with AutoImageProcessor.from_pretrained."
         )
     ours = processing_class if isinstance(processing_class, ImageProcessingMixin) else None
-    theirs = theirs if isinstance(theirs, ImageProcessingMixin) else _loaded_processor(given)
+    theirs = theirs if isinstance(theirs, ImageProcessingMixin) else _loaded_processor(given, trust_remote_code)
     shapes = [ImageShape.of(model) for model in (student, *_model(teacher))]
     if theirs is None:
         return _resizing(ours, shapes, teacher.anatomy)
@@ -65,12 +67,14 @@ def _model(teacher: Teacher) -> tuple[nn.Module, ...]:
     return (teacher.model,) if isinstance(teacher, FrozenTeacher) else ()
 
 
-def _loaded_processor(given: object) -> ImageProcessingMixin | None:
+def _loaded_processor(given: object, trust_remote_code: bool) -> ImageProcessingMixin | None:
     """The image processor beside a teacher that was given by name; None where there is none."""
     if not isinstance(given, str | Path):
         return None
     try:
-        processor: ImageProcessingMixin = AutoImageProcessor.from_pretrained(str(given))  # type: ignore[no-untyped-call]
+        processor: ImageProcessingMixin = AutoImageProcessor.from_pretrained(  # type: ignore[no-untyped-call]
+            str(given), trust_remote_code=trust_remote_code
+        )
     except OSError:  # a folder without preprocessor_config.json
         return None
     return processor

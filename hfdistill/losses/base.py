@@ -52,6 +52,11 @@ class DistillationLoss(nn.Module, ABC):
     def __init__(self, weight: float | Schedule = 1.0) -> None:
         super().__init__()
         self.weight = as_schedule(weight)
+        if any(self.weight(progress) < 0 for progress in (0.0, 0.5, 1.0)):
+            raise ValueError(
+                f"the weight of a {type(self).__name__} must be 0 or above, got {weight}: below 0 the student would "
+                "learn to be as wrong as it can. Leave the loss out, or write one of your own with the value negated."
+            )
 
     def bind(self, student: Anatomy, teacher: Anatomy) -> None:
         """Learn both models' sizes: resolve layer maps, build projectors, refuse what cannot be compared.

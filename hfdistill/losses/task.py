@@ -74,10 +74,15 @@ class TaskLoss(DistillationLoss):
         if student.loss is not None and batch.partner_labels is None:
             return student.loss
         logits, labels = student.labelled_logits, batch.labels
-        if logits is None or labels is None:
+        if labels is None:
             raise ValueError(
-                f"TaskLoss needs {'labels in the batch' if labels is None else 'logits of the student'}, got none. "
-                "Without labels a student can still learn from its teacher: give 'task' the weight 0, or leave it out."
+                "TaskLoss needs labels in the batch, got none. Without labels a student can still learn from its "
+                "teacher: give 'task' the weight 0, or leave it out."
+            )
+        if logits is None:
+            raise ValueError(
+                "TaskLoss needs logits of the student, got none: a model without a head answers nothing. Load the "
+                "student with the head of its task (AutoModelForSequenceClassification, ...)."
             )
         logits = logits if logits.dtype == torch.float64 else logits.float()
         if self.shifted:

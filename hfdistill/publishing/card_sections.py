@@ -34,8 +34,9 @@ def summary(student: StudentFolder, name: str) -> str:
         return f"# {name}\n\nThis is {kind}, trained on labels alone, without a teacher."
     large = f", {teacher['parameters']:,} parameters" if teacher["parameters"] else ""
     method = f" by the method `{record['preset']}`" if record["preset"] else ""
+    own_base = "its own base, the adapter switched off: " * bool(teacher.get("shared_base"))
     return (
-        f"# {name}\n\nThis is {kind}, distilled{method} from {_named(teacher, 'a teacher')} "
+        f"# {name}\n\nThis is {kind}, distilled{method} from {own_base}{_named(teacher, 'a teacher')} "
         f"(`{teacher['class']}`{large}) with [hfdistill](#versions), knowledge distillation inside the Hugging Face "
         "Trainer."
     )

@@ -30,7 +30,8 @@ def merged_student(student: StudentFolder, scratch: str | Path, model: nn.Module
         The merged student's folder, below `scratch`.
 
     Raises:
-        ValueError: the folder holds no adapter, or the base that it was trained on cannot be loaded.
+        ValueError: the folder holds no adapter, or one that is not part of the layers' weights (virtual tokens), or
+            the base that it was trained on cannot be loaded.
     """
     if not student.adapter:
         raise ValueError(
@@ -40,7 +41,7 @@ def merged_student(student: StudentFolder, scratch: str | Path, model: nn.Module
     place = student.path.absolute()
     target = Path(scratch) / place.parent.name / place.name  # a card's title and arm are read off the folder's name
     whole: Any = _loaded(student) if model is None else copy.deepcopy(model)
-    merged = whole.merge_and_unload()
+    merged = _merged(whole, student)
     merged.save_pretrained(target)
     card = [student.path / CARD] if (student.path / CARD).is_file() else []
     for path in [*student.published, *card]:
@@ -51,6 +52,21 @@ def merged_student(student: StudentFolder, scratch: str | Path, model: nn.Module
         text = json.dumps({**student.record, "student": facts, "merged": True}, indent=2)
         (target / RECORD).write_text(text + "\n", encoding="utf-8")
     return StudentFolder.read(target)
+
+
+def _merged(whole: Any, student: StudentFolder) -> Any:
+    """The base with the adapter in its weights."""
+    try:
+        if not whole.active_peft_config.is_prompt_learning:
+            return whole.merge_and_unload()
+        reason = "puts virtual tokens before the text and changes no weight of the base"
+    except (NotImplementedError, ValueError) as error:
+        reason = str(error) or "PEFT has no way to add it to the weights"
+    raise ValueError(
+        f"the adapter in {student.path} ({student.adapter['peft_type']}) cannot be merged: {reason}. Publish the "
+        "adapter by itself, which PeftModel.from_pretrained puts on its base; export to ONNX needs a kind that can be "
+        "merged (LoRA, DoRA, IA3, OFT)."
+    )
 
 
 def _loaded(student: StudentFolder) -> nn.Module:
@@ -68,7 +84,7 @@ def _loaded(student: StudentFolder) -> nn.Module:
     names = dict(enumerate(student.labels))
     classes = {"id2label": names, "label2id": {name: at for at, name in names.items()}} if names else {}
     try:
-        whole, info = auto.from_pretrained(base, output_loading_info=True, **classes)
+        whole, info = auto.from_pretrained(base, output_loading_info=True, trust_remote_code=False, **classes)
     except OSError as error:
         raise ValueError(
             f"the base {base!r} of the adapter in {student.path} cannot be loaded: {error}. Put it where the "

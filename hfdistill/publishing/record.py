@@ -24,12 +24,15 @@ from transformers import PreTrainedModel
 
 from hfdistill.anatomy import Anatomy, base_model
 from hfdistill.attachment import SUBMODULE
+from hfdistill.distributed.sharding import class_of, element_count
 from hfdistill.layer_map import LayerMap
 from hfdistill.losses.base import DistillationLoss
 from hfdistill.losses.method import Method
 from hfdistill.measurement import machine_name
+from hfdistill.names import without_secrets
 from hfdistill.objective import Objective
 from hfdistill.schedules import Constant
+from hfdistill.shared_base import SharedBaseTeacher
 from hfdistill.teachers import FrozenTeacher, Teacher, auto_class
 
 RECORD = "distillation.json"
@@ -78,7 +81,7 @@ def training_record(run: DistillationRun) -> dict[str, Any]:
 def write_training_record(run: DistillationRun, folder: str | Path) -> None:
     """Write `training_record` into a student's folder."""
     text = json.dumps(training_record(run), indent=2, allow_nan=False)
-    (Path(folder) / RECORD).write_text(text + "\n", encoding="utf-8")
+    (Path(folder) / RECORD).write_text(without_secrets(text) + "\n", encoding="utf-8")
 
 
 def without_folders(value: Any) -> Any:
@@ -109,7 +112,11 @@ def _origin(model: nn.Module) -> dict[str, str]:
 def _teacher(teacher: Teacher) -> dict[str, Any]:
     if not isinstance(teacher, FrozenTeacher):
         return {"name": "", "place": "memory", "class": type(teacher).__name__, "parameters": 0}
-    return {**_origin(teacher.model), **_sizes(teacher.model)}
+    about = {**_origin(teacher.model), **_sizes(teacher.model)}
+    if isinstance(teacher, SharedBaseTeacher):  # its model holds the student's adapter, too
+        about |= {"parameters": sum(own.numel() for own in teacher.base_parameters()), "trained_parameters": 0}
+        about |= {"shared_base": True}
+    return about
 
 
 def _student(student: nn.Module) -> dict[str, Any]:
@@ -130,9 +137,9 @@ def _student(student: nn.Module) -> dict[str, Any]:
 def _sizes(model: nn.Module) -> dict[str, Any]:
     counted = [value for name, value in model.named_parameters() if not name.startswith(f"{SUBMODULE}.")]
     return {
-        "class": type(base_model(model)).__name__,
-        "parameters": sum(value.numel() for value in counted),
-        "trained_parameters": sum(value.numel() for value in counted if value.requires_grad),
+        "class": class_of(base_model(model)).__name__,
+        "parameters": sum(element_count(value) for value in counted),
+        "trained_parameters": sum(element_count(value) for value in counted if value.requires_grad),
     }
 
 

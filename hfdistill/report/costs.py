@@ -135,7 +135,7 @@ def _teacher_inputs(
 
 
 def _processor(folder: Path) -> Any:
-    return AutoImageProcessor.from_pretrained(folder)  # type: ignore[no-untyped-call]
+    return AutoImageProcessor.from_pretrained(folder, trust_remote_code=False)  # type: ignore[no-untyped-call]
 
 
 @contextmanager

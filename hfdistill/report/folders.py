@@ -96,7 +96,8 @@ def read_outcome(folder: str | Path, name: str = "") -> Outcome:
     student = any((folder / file).is_file() for file in _MODEL)
     results = _json(folder / "results.json")
     if results is None and not student:
-        held = sorted(path.name for path in folder.iterdir())[:8] if folder.is_dir() else "no such folder"
+        nothing = "a file" if folder.is_file() else "no such folder"
+        held = sorted(path.name for path in folder.iterdir())[:8] if folder.is_dir() else nothing
         raise ValueError(
             f"expected a recipe's output folder (with results.json) or a student's (with config.json), found in "
             f"{folder}: {held}. A recipe writes its results when all arms are done: run it again and it goes on where "
@@ -153,8 +154,10 @@ def _compared(name: str, results: Mapping[str, Any]) -> Outcome:
             protocol=results.get("protocol") or {},
         )
     except (KeyError, TypeError) as error:
+        found = f"no {error}" if isinstance(results, Mapping) else f"a {type(results).__name__}"
         raise ValueError(
-            f"expected in results.json of {name} what a recipe writes (metric, teacher, arms), and found no {error}."
+            f"expected in results.json of {name} what a recipe writes (metric, teacher, arms), and found {found}. Run "
+            "the recipe again, which writes it."
         ) from error
 
 

@@ -14,7 +14,7 @@ from hfdistill.checkpoints.folders import (
     checkpoints,
     clear_unfinished,
     flaw,
-    last_complete,
+    last_complete_checkpoint,
     publish,
     remove,
     surplus,
@@ -57,7 +57,7 @@ def test_a_damaged_checkpoint_is_found_and_passed_over(tmp_path: Path, caplog, d
     damage(damaged)
     assert message in flaw(damaged)
     with caplog.at_level(logging.WARNING):
-        assert last_complete(tmp_path) == before
+        assert last_complete_checkpoint(tmp_path) == str(before)
     assert "checkpoint-3" in caplog.text
     with pytest.raises(ValueError, match=f"{message}.*resume_from_checkpoint=True"):
         check_complete(damaged)
@@ -67,7 +67,8 @@ def test_a_checkpoint_of_others_is_taken_by_name_only(tmp_path: Path, caplog) ->
     """The Trainer's own has no seal: who names it wants it, but nobody can say that it is whole."""
     ours, theirs = written(tmp_path, 2), tmp_path / "checkpoint-9"
     theirs.mkdir()
-    assert last_complete(tmp_path) == ours
+    (theirs / "trainer_state.json").write_text("{}")
+    assert last_complete_checkpoint(tmp_path) == str(ours)
     caplog.clear()
     check_complete(theirs)
     assert "was not written by this trainer" in caplog.text
@@ -78,7 +79,7 @@ def test_a_folder_that_is_not_there_is_told_with_those_that_are(tmp_path: Path) 
     written(tmp_path, 2)
     with pytest.raises(FileNotFoundError, match=r"checkpoint-7.*holds checkpoint-2"):
         check_complete(tmp_path / "checkpoint-7")
-    assert last_complete(tmp_path / "nowhere") is None
+    assert last_complete_checkpoint(tmp_path / "nowhere") is None
 
 
 def test_checkpoints_are_ordered_by_step(tmp_path: Path) -> None:

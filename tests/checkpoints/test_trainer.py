@@ -16,6 +16,7 @@ from transformers import Trainer, TrainerCallback
 
 from hfdistill import DistillationTrainer, HiddenStateLoss, Objective, SoftTargetLoss
 from hfdistill.checkpoints.folders import UNFINISHED, checkpoints, flaw
+from hfdistill.checkpoints.log_sums import LogSums
 
 
 def run(folder: Path, steps: int = 4, **changes: Any) -> DistillationTrainer:
@@ -82,21 +83,34 @@ def test_log_lines_of_a_resumed_run_are_the_whole_run_s(tmp_path: Path, step: in
     assert rest.state.log_history[-1]["train_loss"] == whole.state.log_history[-1]["train_loss"]
 
 
-def test_train_loss_of_a_run_from_the_beginning_is_the_trainer_s(tmp_path: Path) -> None:
-    """A trainer that resumed once must not keep counting from there when it trains anew."""
-    trainer = run(tmp_path, save_strategy="no", logging_steps=1)
-    trainer.train()
-    losses = [line["loss"] for line in logged(trainer)]
-    assert trainer.state.log_history[-1]["train_loss"] == pytest.approx(sum(losses) / len(losses))
+def test_seconds_of_a_resumed_run_count_those_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A comparison would call a run that was interrupted at its end the fastest."""
+    clock = iter(range(0, 100_000, 1000))  # each look at it is 1,000 seconds after the last
+    monkeypatch.setattr("hfdistill.checkpoints.trainer.time.perf_counter", lambda: next(clock))
+    run(tmp_path).train()
+    rest = run(tmp_path / "rest")
+    rest.train(resume_from_checkpoint=str(tmp_path / "checkpoint-3"))
+    before, after = (
+        LogSums.load(place, 0, 1) for place in (tmp_path / "checkpoint-3", tmp_path / "rest" / "checkpoint-4")
+    )
+    assert before is not None
+    assert after is not None
+    assert (before.seconds, after.seconds) == (3000.0, 4000.0)
+    assert rest.seconds_in_training() == 5000.0
 
 
 def test_checkpoints_of_another_number_of_processes_say_what_the_log_loses(tmp_path: Path, caplog) -> None:  # type: ignore[no-untyped-def]
     """Weights can be resumed; whose sums are whose cannot be known."""
-    run(tmp_path).train()
+    run(tmp_path, logging_steps=1).train()
     (tmp_path / "checkpoint-2" / "log_sums_0-of-1.safetensors").unlink()
     (tmp_path / "checkpoint-2" / "checkpoint.json").unlink()
-    run(tmp_path / "rest").train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
+    rest = run(tmp_path / "rest", logging_steps=1)
+    rest.train(resume_from_checkpoint=str(tmp_path / "checkpoint-1"))
+    assert "no sums" not in caplog.text
+    rest.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
     assert "no sums of the log for 1 processes" in caplog.text
+    losses = [line["loss"] for line in logged(rest)[2:]]  # train_loss is then the Trainer's own: of this part
+    assert rest.state.log_history[-1]["train_loss"] == pytest.approx(sum(losses) / len(losses))
 
 
 def test_nothing_to_resume_from_is_told(tmp_path: Path) -> None:

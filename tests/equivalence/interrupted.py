@@ -25,7 +25,7 @@ from training_toys import text_rows, trainer_of
 from transformers import TrainerCallback
 
 from hfdistill import DistillationTrainer, HiddenStateLoss, Objective, SoftTargetLoss
-from hfdistill.checkpoints.folders import UNFINISHED, checkpoints, last_complete
+from hfdistill.checkpoints.folders import UNFINISHED, checkpoints, last_complete_checkpoint
 from hfdistill.losses.relation.contrastive_memory import ContrastiveMemoryLoss
 from hfdistill.schedules import Linear
 
@@ -124,7 +124,7 @@ def main(folder: Path, kills: int, seed: int) -> None:
     place = folder / "killed"
 
     def resumed(pipe: int) -> None:
-        trainer(place, steps, pipe).train(resume_from_checkpoint=last_complete(place) is not None)
+        trainer(place, steps, pipe).train(resume_from_checkpoint=last_complete_checkpoint(place) is not None)
 
     for _ in range(kills):
         told.append(killed_at(*forked(resumed), draw, place))
