@@ -4,7 +4,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import resumed_processes
 import torch
+from launching import in_two_processes
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from toy_models import toy_bert, with_lora
@@ -83,3 +85,15 @@ def test_resumed_run_finds_the_best_model(tmp_path: Path) -> None:
     assert chosen is not None
     saved = load_file(Path(chosen) / "model.safetensors")
     assert largest_difference({name: weights_of(whole.model)[name] for name in saved}, saved) == 0.0
+
+
+@pytest.mark.slow
+def test_two_processes_resume_where_they_were(tmp_path: Path) -> None:
+    """Each with its own dropout and its own sums of the log: the weights of both, bit by bit, and every log line."""
+    in_two_processes(resumed_processes.__file__, str(tmp_path))
+    for rank in (0, 1):
+        whole, log = load_file(tmp_path / f"None-{rank}.safetensors"), (tmp_path / f"None-{rank}.json").read_text()
+        for step in resumed_processes.STEPS:
+            assert largest_difference(load_file(tmp_path / f"{step}-{rank}.safetensors"), whole) == 0.0
+            assert (tmp_path / f"{step}-{rank}.json").read_text() == log
+    assert '"loss"' in (tmp_path / "None-0.json").read_text()
