@@ -30,10 +30,13 @@ class BatchRandomness:
         self._epoch = torch.zeros((), dtype=torch.long)
         self._epoch.share_memory_()  # type: ignore[no-untyped-call]  # workers may outlive an epoch
         self._batch = 0
+        self.order = torch.Generator()
+        self.begin_epoch(0)
 
     def begin_epoch(self, epoch: int) -> None:
-        """Let the batches from now on be those of this epoch."""
+        """Let the batches from now on, and what a sampler draws from `order`, be those of this epoch."""
         self._epoch.fill_(epoch)
+        self.order.manual_seed(_digest(f"{self.seed} {epoch}"))
 
     def rows(self, dataset: Any) -> Dataset[Any]:
         """The same rows, fetched with the random numbers of their batch."""
@@ -47,8 +50,7 @@ class BatchRandomness:
     def of_batch(self, numbers: Sequence[int] | None = None) -> Iterator[None]:
         """Draw from the numbers of a batch: of these rows, or to make one of those that were fetched last."""
         if numbers is not None:
-            text = f"{self.seed} {int(self._epoch)} {list(numbers)}"
-            self._batch = int.from_bytes(blake2b(text.encode(), digest_size=4).digest())
+            self._batch = _digest(f"{self.seed} {int(self._epoch)} {list(numbers)}")
         before = random.getstate(), np.random.get_state(), torch.get_rng_state()
         seed = self._batch if numbers is not None else self._batch ^ 0xFFFFFFFF  # fetching and collating draw apart
         random.seed(seed)
@@ -60,6 +62,11 @@ class BatchRandomness:
             random.setstate(before[0])
             np.random.set_state(before[1])
             torch.set_rng_state(before[2])
+
+
+def _digest(text: str) -> int:
+    """A seed below 2**32, as the narrowest of the generators takes it."""
+    return int.from_bytes(blake2b(text.encode(), digest_size=4).digest())
 
 
 class _Rows(Dataset[Any]):

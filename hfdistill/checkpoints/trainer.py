@@ -19,6 +19,7 @@ from torch import nn
 from torch.utils.data import IterableDataset
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer import TRAINER_STATE_NAME, TRAINING_ARGS_NAME
+from transformers.trainer_pt_utils import LengthGroupedSampler
 from transformers.trainer_utils import TrainOutput
 
 from hfdistill.attachment import SUBMODULE
@@ -140,12 +141,19 @@ class CheckpointingTrainer(Trainer):
         self._randomness, own = BatchRandomness(self.args.seed), self.data_collator
         kept = self._remove_unused_columns(dataset, description) if isinstance(dataset, datasets.Dataset) else dataset
         self.data_collator = self._randomness.collator(own)
+
+        def sampler(_: Any) -> Any:  # made of the rows themselves, whose lengths are a column
+            made = None if sampler_fn is None else sampler_fn(kept)
+            if isinstance(made, LengthGroupedSampler) and made.generator is None and self._randomness is not None:
+                made.generator = self._randomness.order  # else dropout's, which a resumed run begins anew
+            return made
+
         try:
-            loader = super()._get_dataloader(
+            loader: Any = super()._get_dataloader(
                 self._randomness.rows(kept),
                 description,
                 batch_size,
-                None if sampler_fn is None else lambda _: sampler_fn(kept),
+                sampler,
                 is_training,
                 dataloader_key,
             )

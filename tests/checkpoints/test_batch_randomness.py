@@ -65,6 +65,29 @@ def test_a_resumed_run_sees_the_batches_of_the_whole(tmp_path: Path, step: int, 
     assert logged(rest) == logged(whole)
 
 
+@pytest.mark.parametrize("strategy", ["sequential", "group_by_length", "batch_rebalance"])
+@pytest.mark.parametrize("step", [2, 3, 4, 5])
+def test_a_resumed_run_has_the_order_of_the_whole(tmp_path: Path, strategy: str, step: int) -> None:
+    """Rows grouped by length are shuffled, too: in the second epoch, when dropout has drawn, as in the first."""
+    whole = run(tmp_path, train_sampling_strategy=strategy)
+    whole.train()
+    rest = run(tmp_path / "rest", train_sampling_strategy=strategy)
+    rest.train(resume_from_checkpoint=str(tmp_path / f"checkpoint-{step}"))
+    assert logged(rest) == logged(whole)
+
+
+def test_groups_of_equal_length_are_shuffled_in_each_epoch() -> None:
+    """The same order in each epoch, and for each seed, would be less than the Trainer gives."""
+    orders = []
+    for seed, epoch in ((0, 0), (0, 1), (0, 0), (1, 0)):
+        randomness = BatchRandomness(seed)
+        randomness.begin_epoch(epoch)
+        orders.append(torch.randperm(50, generator=randomness.order).tolist())
+    assert orders[0] == orders[2]
+    assert orders[0] != orders[1]
+    assert orders[0] != orders[3]
+
+
 def test_workers_change_nothing(tmp_path: Path) -> None:
     """How many processes read the rows is a matter of speed."""
     ends = []
