@@ -74,6 +74,7 @@ class _Rows(Dataset[Any]):
 
     def __init__(self, rows: Any, randomness: BatchRandomness) -> None:
         self.rows, self.randomness = rows, randomness
+        self._together = "__getitems__" in dir(rows)  # a `datasets.Dataset` reads a batch at once
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -83,7 +84,8 @@ class _Rows(Dataset[Any]):
 
     def __getitems__(self, numbers: Sequence[int]) -> list[Any]:
         with self.randomness.of_batch(numbers):
-            return [self.rows[number] for number in numbers]
+            together: list[Any] = self.rows.__getitems__(numbers) if self._together else []
+            return together or [self.rows[number] for number in numbers]
 
 
 class _Collator:
