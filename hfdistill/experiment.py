@@ -26,6 +26,7 @@ from hfdistill.arms import check_arms, check_evaluation
 from hfdistill.checkpoints.folders import last_complete_checkpoint
 from hfdistill.comparison import Comparison as Comparison
 from hfdistill.comparison import write_json
+from hfdistill.distributed.launch import check_data_parallel
 from hfdistill.evaluation import Array, input_batches, predicted_logits, write_tensors
 from hfdistill.losses import TaskLoss
 from hfdistill.measurement import latencies, machine_name
@@ -103,7 +104,9 @@ class Experiment:
 
         Raises:
             TypeError: `make_student` is a model: every run would go on with the same one.
+            ValueError: the runs are sharded, by FSDP or DeepSpeed.
         """
+        check_data_parallel(self.arguments)
         if isinstance(self.make_student, torch.nn.Module):
             raise TypeError(
                 "make_student must make a fresh student each time it is called, got a model: each run would go on "

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from hfdistill.anatomy import base_model
+from hfdistill.distributed.sharding import is_sharded
 from hfdistill.functional.supervision import UNCERTAINTIES, unix_mask, unix_scores
 
 
@@ -193,7 +194,8 @@ class MixedBatch:
                     f"expected embeddings of {tuple(ids.shape)} tokens, got {shown}. Rows are mixed place by place; "
                     "switch off packing or unpadding of sequences."
                 )
-            return _blended(output, embedding(ids), self.mix, self.masks)  # called: FSDP gathers it again
+            called = embedding if is_sharded(embedding) else embedding.forward  # a call gathers what it needs again
+            return _blended(output, called(ids), self.mix, self.masks)
 
         handle = root.get_input_embeddings().register_forward_hook(hook)
         try:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator
+from accelerate.utils import DistributedType
 from torch import nn
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, TrainingArguments
 
@@ -163,19 +164,24 @@ def bind_objective(objective: Objective, student: nn.Module, ours: Anatomy, teac
         check_label_order(ours, theirs)
 
 
-def check_run(args: TrainingArguments, objective: Objective, sharded: bool) -> None:
+def check_run(args: TrainingArguments, objective: Objective, accelerator: Accelerator) -> None:
     """Refuse a run whose batches or sharding its objective cannot be learnt with.
 
     Args:
         args: of the run.
         objective: bound.
-        sharded: whether FSDP or DeepSpeed runs the student.
+        accelerator: the run's.
 
     Raises:
-        ValueError: see check_batch_size, check_bilevel.
+        ValueError: see check_batch_size, check_bilevel; or an objective that teaches in stages under FSDP.
     """
     check_batch_size(args, objective)
-    check_bilevel(objective, sharded)
+    check_bilevel(objective, accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED))
+    if objective.staged and accelerator.distributed_type == DistributedType.FSDP:
+        raise ValueError(
+            f"{objective!r} teaches in stages and freezes a part of the student in each, but FSDP settles before the "
+            "first step what learns: later stages would teach nothing. Train data-parallel (DDP) or with DeepSpeed."
+        )
 
 
 def check_mixing(

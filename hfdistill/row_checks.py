@@ -16,9 +16,11 @@ from torch import Tensor, nn
 
 from hfdistill.anatomy import Anatomy, base_model
 from hfdistill.images.pixels import explained_shapes
+from hfdistill.losses.logits import LogitLoss
 from hfdistill.objective import Objective
 from hfdistill.representations import IGNORE_INDEX, TEACHER_PREFIX
 from hfdistill.schedules import Constant
+from hfdistill.teachers import FrozenTeacher
 
 Labels = Literal["needed", "read", "unread"]
 """Whether a batch must hold labels, or they are looked at where it does, or nobody reads them as classes."""
@@ -41,6 +43,7 @@ class RowLimits:
         label_name: what the labels are called.
         labels: who reads them.
         finite: whether NaN and inf are refused; else the trainer skips what they spoil.
+        exclusive: name of a term of the objective in which classes exclude each other; "" where there is none.
     """
 
     contents: tuple[str, ...]
@@ -50,37 +53,51 @@ class RowLimits:
     label_name: str
     labels: Labels
     finite: bool = True
+    exclusive: str = ""
 
     @classmethod
     def of(
-        cls, student: nn.Module, teacher: nn.Module | None, label_name: str, labels: Labels, finite: bool = True
+        cls,
+        student: nn.Module,
+        teacher: object,
+        objective: Objective,
+        label_name: str,
+        training: bool = True,
+        own_function: bool = False,
+        finite: bool = True,
     ) -> RowLimits:
-        """Read the limits off the models' configurations; a teacher that is no model is not known."""
+        """Read the limits off the models' configurations and the objective.
+
+        Args:
+            student: the student.
+            teacher: a FrozenTeacher; of others nothing is known.
+            objective: what the student learns.
+            label_name: what the labels are called.
+            training: or evaluation, which looks at labels where they are there.
+            own_function: whether the Trainer has a `compute_loss_func`, for which labels may mean anything.
+            finite: see RowLimits.
+        """
         anatomy = Anatomy.of(student)
         classes = anatomy.vocabulary if anatomy.head in _TOKENS else anatomy.classes
-        ours, theirs = _tables(student), {} if teacher is None else _tables(teacher)
+        ours, theirs = _tables(student), _tables(teacher.model) if isinstance(teacher, FrozenTeacher) else {}
         own = {f"{TEACHER_PREFIX}{name}": size for name, size in theirs.items()}
         known = {name: min(sizes) for name in _IDS if (sizes := [t[name] for t in (ours, theirs) if name in t])}
-        return cls(contents_of(anatomy), {**known, **own}, anatomy.head, classes, label_name, labels, finite)
+        labels: Labels = "unread" if own_function else _readers(objective) if training else "read"
+        exclusive = _exclusive(objective) if training and not own_function else ""
+        ids = {**known, **own}
+        return cls(contents_of(anatomy), ids, anatomy.head, classes, label_name, labels, finite, exclusive)
 
 
-def readers(objective: Objective, own_function: bool, training: bool) -> Labels:
-    """Who reads the labels of a batch; evaluation looks at those that are there.
-
-    Args:
-        objective: what the student learns.
-        own_function: whether the Trainer has a `compute_loss_func`, for which labels may mean anything.
-        training: or evaluation.
-    """
-    if own_function:
-        return "unread"
-    if not training:
-        return "read"
-    terms = [objective[name] for name in objective]
-    used = [term for term in terms if term.weight != Constant(0.0)]
+def _readers(objective: Objective) -> Labels:
+    used = [objective[name] for name in objective if objective[name].weight != Constant(0.0)]
     if any(term.labels_alone for term in used):
         return "needed"
     return "read" if any(term.reads_classes for term in used) else "unread"
+
+
+def _exclusive(objective: Objective) -> str:
+    terms = ((name, objective[name]) for name in objective)
+    return next((name for name, term in terms if isinstance(term, LogitLoss) and term.exclusive), "")
 
 
 @dataclass(frozen=True)
@@ -239,6 +256,12 @@ def _check_kind(labels: Tensor, limits: RowLimits) -> None:
             f"labels {tuple(labels.shape)} of {labels.dtype} name several classes per row, which must be floats (0.0 "
             "or 1.0): binary cross-entropy is learnt from them. Cast the column, and load the student with "
             "problem_type='multi_label_classification'."
+        )
+    if several and limits.exclusive and bool(((labels == 0) | (labels == 1)).all()) and (labels.sum(dim=1) != 1).any():
+        raise ValueError(
+            f"labels {tuple(labels.shape)} name several classes of a row, and in the objective's term "
+            f"{limits.exclusive!r} classes exclude each other (a softmax): the student would learn to choose one. Use "
+            "SoftTargetLoss(divergence='mse'), which compares each class by itself."
         )
 
 

@@ -7,7 +7,7 @@ training change the base, and so the teacher, is refused.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -70,7 +70,7 @@ class SharedBaseTeacher(FrozenTeacher):
 
     def base_parameters(self) -> list[nn.Parameter]:
         """The parameters of the teacher: the base's, without adapters and copied heads."""
-        added = {id(own) for switch in _switches(self.model) for own in _adapter_parameters(switch)}
+        added = {id(own) for switch in _switches(self.model.modules()) for own in _adapter_parameters(switch)}
         return [own for own in self.model.parameters() if id(own) not in added]
 
 
@@ -84,10 +84,10 @@ def adapter_off(student: nn.Module) -> Iterator[None]:
     Args:
         student: a PeftModel.
     """
-    base = base_model(student)
-    training = [module for module in base.modules() if module.training]
-    learning = [(own, own.requires_grad) for own in base.parameters()]
-    switched = [module for module in _switches(base) if not module.disable_adapters]
+    modules = list(base_model(student).modules())  # once: at every step it is this walk that takes the time
+    training = [module for module in modules if module.training]
+    learning = [(own, own.requires_grad) for module in modules for own in module.parameters(recurse=False)]
+    switched = [module for module in _switches(modules) if not module.disable_adapters]
     try:
         for module in switched:
             module.enable_adapters(False)
@@ -115,7 +115,7 @@ def check_shared_base(teacher: object, student: nn.Module, sharded: bool) -> Non
     Args:
         teacher: as the trainer has it.
         student: the student.
-        sharded: whether FSDP or DeepSpeed runs the student.
+        sharded: whether FSDP runs the student.
 
     Raises:
         ValueError: with another way to hold the teacher.
@@ -130,17 +130,17 @@ def check_shared_base(teacher: object, student: nn.Module, sharded: bool) -> Non
         )
     if sharded:
         raise ValueError(
-            "FSDP and DeepSpeed gather a student's weights for a pass through all of it only, so its base cannot be "
-            "asked by itself. Train data-parallel (DDP), or load the teacher as a model of its own."
+            "FSDP gathers a student's weights for a pass through all of it only, so its base cannot be asked by "
+            "itself. Run it by DDP or DeepSpeed, or load the teacher as a model of its own."
         )
 
 
-def _switches(model: nn.Module) -> list[Any]:
-    """The modules inside a model that PEFT can switch off."""
+def _switches(modules: Iterable[nn.Module]) -> list[Any]:
+    """Those modules that PEFT can switch off."""
     from peft.tuners.tuners_utils import BaseTunerLayer
     from peft.utils import AuxiliaryTrainingWrapper
 
-    return [module for module in model.modules() if isinstance(module, BaseTunerLayer | AuxiliaryTrainingWrapper)]
+    return [module for module in modules if isinstance(module, BaseTunerLayer | AuxiliaryTrainingWrapper)]
 
 
 def _adapter_parameters(switch: Any) -> Iterator[nn.Parameter]:
@@ -161,7 +161,7 @@ def _check_begins_whole(student: Any) -> None:
                 "layer_replication, kasa_config), so the base without it is not the model that should teach. "
                 f"{advice}"
             )
-    switches, kind = _switches(student), student.active_peft_config.peft_type.value
+    switches, kind = _switches(student.modules()), student.active_peft_config.peft_type.value
     if any(vars(switch).get("merged_adapters") for switch in switches):
         raise ValueError(
             "the adapter is merged into its base, which would teach what the student knows already. Call "

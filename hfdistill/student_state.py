@@ -66,7 +66,7 @@ def _check_same(state: Mapping[str, Tensor], saved: Mapping[str, tuple[int, ...]
     stored = {state[name].data_ptr() for name in saved}  # tied weights are saved under one of their names
     lacking = [name for name in state if name not in saved and state[name].data_ptr() not in stored]
     lacking = [name for name in lacking if not name.startswith(f"{SUBMODULE}.")]
-    other = [name for name, shape in saved.items() if shape != tuple(state[name].shape)]
+    other = [name for name, shape in sorted(saved.items()) if shape != tuple(state[name].shape)]
     if lacking or other:
         what = (
             f"{other[0]} is {saved[other[0]]} there and {tuple(state[other[0]].shape)} here"

@@ -26,9 +26,9 @@ from hfdistill.compatibility import check_arguments, check_dataset, check_optimi
 from hfdistill.configuration import as_objective
 from hfdistill.distributed.launch import check_launch, check_one_student
 from hfdistill.distributed.placement import TeacherPlacement, prepare_fsdp
+from hfdistill.distributed.sharding import clear_gradients
 from hfdistill.faults.nonfinite import NumberWatch
 from hfdistill.faults.trainer import GuardedTrainer
-from hfdistill.distributed.sharding import clear_gradients
 from hfdistill.freezing import LayerFreezing
 from hfdistill.item_counts import ItemCounts
 from hfdistill.losses.bilevel import BilevelLoss
@@ -41,12 +41,12 @@ from hfdistill.pairing import bind_objective, check_mixing, check_run, paired_in
 from hfdistill.perturbation import found_shift, shifted_embeddings
 from hfdistill.publishing.push import PublishingTrainer
 from hfdistill.representations import SAMPLE_INDEX, Batch, Representations
-from hfdistill.row_checks import CheckedRows, RowLimits, explained_inputs, readers
+from hfdistill.row_checks import CheckedRows, RowLimits, explained_inputs
 from hfdistill.sample_index import class_labels, indexed_rows
 from hfdistill.schedules import Constant
 from hfdistill.shared_base import check_shared_base
 from hfdistill.teacher_tokens import teacher_columns
-from hfdistill.teachers import FrozenTeacher, Teacher
+from hfdistill.teachers import Teacher
 from hfdistill.teaching import Teaching
 from hfdistill.term_averages import TermAverages
 
@@ -94,10 +94,7 @@ class DistillationTrainer(GuardedTrainer, PublishingTrainer):
             self.label_names = ["labels"]  # a forward without labels (DeiT with two heads) names none
         self.settings = DistillationSettings.of(self.args)
         self.objective: Objective = as_objective(objective)
-        check_launch(self.args, self.accelerator)
-        prepare_ddp(self.accelerator, self.args, self.objective)
-        prepare_fsdp(self.accelerator, self.student)
-        check_arguments(self.args)
+        self._settle_processes()
         check_dataset(self.train_dataset)
         self.student_anatomy = Anatomy.of(self.student)
         self.teacher = settled_teacher(teacher, self.student, self.settings)
@@ -111,9 +108,7 @@ class DistillationTrainer(GuardedTrainer, PublishingTrainer):
         )
         self._teaching = Teaching(self.teacher, conversion)
         self._numbers = NumberWatch(self.accelerator, self.objective, self.settings.on_nonfinite, self._teaching.watch)
-        check_run(self.args, self.objective, self.is_fsdp_enabled or self.is_deepspeed_enabled)
-        mixing = self.settings.image_mixing or self.settings.uncertainty_mixup
-        check_mixing(mixing, self.objective, self.student_anatomy, self.teacher, self.compute_loss_func)
+        self._check_batches()
         if self.objective.staged:
             self.add_callback(LayerFreezing(self.student, self.objective))
         self._attachment: Attachment | None = None
@@ -252,11 +247,9 @@ class DistillationTrainer(GuardedTrainer, PublishingTrainer):
     # ---- parts of the path ----
 
     def _get_dataloader(self, *args: Any, **options: Any) -> Any:
-        model = self.teacher.model if isinstance(self.teacher, FrozenTeacher) else None
-        labels = readers(self.objective, self.compute_loss_func is not None, options.get("is_training", False))
-        own, finite = self.data_collator, self.settings.on_nonfinite == "stop"
-        limits = RowLimits.of(self.student, model, self._inputs.label_name, labels, finite)
-        self.data_collator = CheckedRows(own, limits)
+        own, learnt = self.data_collator, (self.student, self.teacher, self.objective, self._inputs.label_name)
+        kind = (options.get("is_training", False), self.compute_loss_func is not None)
+        self.data_collator = CheckedRows(own, RowLimits.of(*learnt, *kind, self.settings.on_nonfinite == "stop"))
         try:
             return super()._get_dataloader(*args, **options)
         finally:
@@ -308,11 +301,24 @@ class DistillationTrainer(GuardedTrainer, PublishingTrainer):
 
     # ---- setting up ----
 
+    def _settle_processes(self) -> None:
+        """Refuse a launch that came to something else than it was meant to, and tell Accelerate what is to be done."""
+        check_launch(self.args, self.accelerator)
+        prepare_ddp(self.accelerator, self.args, self.objective)
+        prepare_fsdp(self.accelerator, self.student)
+        check_arguments(self.args)
+
+    def _check_batches(self) -> None:
+        """Refuse batches that the objective cannot learn from, as they are cut or as they are mixed."""
+        check_run(self.args, self.objective, self.accelerator)
+        mixing = self.settings.image_mixing or self.settings.uncertainty_mixup
+        check_mixing(mixing, self.objective, self.student_anatomy, self.teacher, self.compute_loss_func)
+
     def _bind(self) -> None:
         """Resolve layer maps and build trainable parts, before any optimizer exists."""
         theirs = None if self.teacher is None else self.teacher.anatomy
         self._inputs = ModelInputs(self.student_anatomy, theirs, self.label_names, self.args.label_smoothing_factor)
-        check_shared_base(self.teacher, self.student, self.is_fsdp_enabled or self.is_deepspeed_enabled)
+        check_shared_base(self.teacher, self.student, self.is_fsdp_enabled)
         bind_objective(self.objective, self.student, self.student_anatomy, self.teacher)
         if self.objective.indexed:
             rows: Any = indexed_rows(self.train_dataset)

@@ -20,18 +20,17 @@ MARK = 77.0
 
 
 class FaultyLoss(DistillationLoss):
-    """The mean of the student's logits squared; of other value, or other gradient, in one step of a run of STEPS.
+    """The mean of the student's logits squared; broken in one step of a run of STEPS.
 
     Args:
         at: the step.
-        value: what the loss is multiplied with then.
-        gradient: keep the value, and make the gradient NaN instead.
+        way: what breaks then: "nan" and "inf" the value and its gradient, "gradient" that alone, "value" that alone.
         process: break on this process alone; None: on all.
     """
 
-    def __init__(self, at: int = 1, value: float = torch.nan, gradient: bool = False, process: int | None = None):
+    def __init__(self, at: int = 1, way: str = "nan", process: int | None = None) -> None:
         super().__init__(weight=1.0)
-        self.at, self.value, self.gradient, self.process = at, value, gradient, process
+        self.at, self.way, self.process = at, way, process
 
     def needs(self) -> tuple[Needs, Needs]:
         """The student's logits."""
@@ -45,9 +44,9 @@ class FaultyLoss(DistillationLoss):
         here = self.process is None or torch.distributed.get_rank() == self.process
         if round(batch.progress * STEPS) != self.at or not here:
             return value
-        if self.gradient:
+        if self.way == "gradient":
             return value + (0 * logits.sum()).sqrt()  # the slope of a root at 0 is infinite
-        return value * self.value
+        return value + torch.inf if self.way == "value" else value * float(self.way)
 
 
 def marked_images(count: int, marked: tuple[int, ...]) -> Dataset:

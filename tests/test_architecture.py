@@ -28,7 +28,7 @@ LINES = (
         "schedules",
         "vision_stages",
     ),
-    ("anatomy", "representations", "capture"),
+    ("anatomy", "representations", "capture", "distributed", "distributed.sharding"),
     ("losses", "losses.*"),
     ("objective",),
     (  # its second half is what trainer and report are made of
@@ -48,9 +48,11 @@ LINES = (
         *("teacher_tokens", "teacher_watch", "term_averages"),
         *(f"images.{name}" for name in ("augmentation", "decoding", "labels", "mixing", "pixels", "sources")),
     ),
+    ("distributed.launch", "distributed.placement"),
     # What a trainer writes beside its student, of the figures that a report holds.
     ("report", "report.contents", "report.results", "report.statistics"),
     ("checkpoints", "checkpoints.*"),
+    ("faults", "faults.*"),
     ("checks", "checks.findings", "checks.preflight"),
     ("publishing", "publishing.*"),
     (
@@ -99,8 +101,9 @@ SAME_LINE = {
     "losses.*": LOSS_BASES,
     "teachers": ("model_loading", "teacher_cache", "teacher_tokens"),
     "images.mixing": ("mixup",),
-    "row_checks": ("images.pixels",),
+    "row_checks": ("images.pixels", "teachers"),
     "saved_model": ("model_loading",),
+    "distributed.placement": ("distributed.launch",),
     "images.*": tuple(f"images.{name}" for name in ("augmentation", "decoding", "labels", "sources")),
     "checkpoints.*": (
         "checkpoints.batch_randomness",
@@ -112,6 +115,7 @@ SAME_LINE = {
     "checks.*": tuple(
         f"checks.{name}" for name in ("answers", "examination", "layers", "memory", "reading", "steadiness", "terms")
     ),
+    "faults.*": tuple(f"faults.{name}" for name in ("memory", "nonfinite", "processes", "record", "workers")),
     "presets.*": ("presets.shares",),
     "publishing.*": tuple(
         f"publishing.{name}" for name in ("record", "folder", "card_sections", "card", "merging", "repository")

@@ -57,7 +57,7 @@ def recipe(images: Path, **changes: Any) -> ImageClassification:
     return ImageClassification(**{"dataset": str(images), "student_layers": 2, "arms": ["kd"], **changes})
 
 
-def no_training(trainer: DistillationTrainer) -> None:
+def no_training(trainer: DistillationTrainer, **_: Any) -> None:
     """In the place of DistillationTrainer.train, where nothing is left to train."""
     pytest.fail(f"trained again: {Path(str(trainer.args.output_dir)).name}")
 

@@ -108,11 +108,16 @@ def test_what_a_user_set_by_hand_is_set_back() -> None:
     """PEFT lets a whole adapter learn when it is switched on again; half of one may have been frozen on purpose."""
     student = disturbed(adapted(toy_bert(**DROPOUT), lora()))
     student.add_adapter("other", lora())
+    student.get_base_model().training = False  # its layers still drop out
     layer = student.get_base_model().bert.encoder.layer[1]
     layer.eval()
     for name, own in student.named_parameters():
         own.requires_grad_(own.requires_grad and "lora_A" not in name)
     layer.attention.self.query.enable_adapters(False)
+    shown, expected = (
+        teacher.represent(text_inputs(), ALL) for teacher in (SharedBaseTeacher(student), FrozenTeacher(toy_bert()))
+    )
+    assert same(shown_tensors(shown), shown_tensors(expected))
     before = state_of(student)
     with pytest.raises(RuntimeError, match="in the middle"), adapter_off(student):
         raise RuntimeError("in the middle of a pass")
@@ -212,9 +217,9 @@ def test_another_students_base_is_refused(tmp_path: Path) -> None:
 
 
 def test_shards_are_refused() -> None:
-    """Outside a pass of the whole student FSDP and ZeRO-3 hold no weights to teach with."""
+    """Outside a pass of the whole student FSDP holds no weights to teach with."""
     student = adapted(toy_bert(), lora())
-    with pytest.raises(ValueError, match=r"FSDP and DeepSpeed.*Train data-parallel"):
+    with pytest.raises(ValueError, match=r"FSDP gathers.*Run it by DDP or DeepSpeed"):
         check_shared_base(SharedBaseTeacher(student), student, sharded=True)
     check_shared_base(SharedBaseTeacher(student), student, sharded=False)
     check_shared_base(FrozenTeacher(toy_bert()), student, sharded=True)

@@ -62,11 +62,9 @@ class Answers:
     @property
     def chance(self) -> float:
         """Accuracy of always naming the commonest label; 0, no correlation, for numbers."""
-        return (
-            0.0
-            if self.kind == "numbers"
-            else float(np.unique(self.true, return_counts=True)[1].max()) / len(self.true)
-        )
+        if self.kind == "numbers":
+            return 0.0
+        return float(np.unique(self.true, return_counts=True)[1].max()) / len(self.true)
 
     @property
     def doubt(self) -> float:
@@ -153,13 +151,17 @@ def label_order(examination: Examination, teacher: Answers) -> Finding:
     best /= rows
     luck = math.sqrt((math.lgamma(teacher.classes + 1) - math.log(CHANCE_OF_ERROR)) / (2 * rows))
     figures = {"rows": rows, "accuracy": own, "best_accuracy": best, "luck": luck, "order": order.tolist()}
-    if luck >= 1 - 1 / teacher.classes:
-        needed = math.ceil(rows * (luck / (1 - 1 / teacher.classes)) ** 2)
-        message = f"{rows} labelled rows are too few to tell orders of {teacher.classes} classes apart"
-        return Finding("label order", "note", f"{message}.", f"Look at {needed} or more (rows=...).", figures)
-    if best - max(own, teacher.chance) <= max(luck, LARGER_BY):
+    gain = best - max(own, teacher.chance)
+    if gain <= LARGER_BY:
         message = f"no other order of the {teacher.classes} classes fits {rows} labels clearly better ({best:.3f})"
         return Finding("label order", "ok", f"{message} than the teacher's own ({own:.3f}).", figures=figures)
+    if gain <= luck:
+        needed = math.ceil(rows * (luck / gain) ** 2)
+        message = f"another order of the {teacher.classes} classes fits {rows} labels better ({best:.3f}) than the "
+        message += f"teacher's own ({own:.3f}), but so few may do so by luck."
+        return Finding(
+            "label order", "note", message, f"Look at {needed} or more: examine(trainer, rows=...).", figures
+        )
     label_map = _composed(examination, order.tolist())
     return Finding(
         "label order",
@@ -185,6 +187,9 @@ def examined_answers(examination: Examination) -> Findings:
         reason = "the batches have no labels, or none that the logits answer one by one"
         return Findings([not_applicable(check, reason) for check in ("teacher's quality", "label order")])
     teacher, student = found
+    if student is not None and teacher.classes != student.classes:
+        reason = f"the teacher has {teacher.classes} classes of its own, the student {student.classes}"
+        return Findings([not_applicable(check, reason) for check in ("teacher's quality", "label order")])
     return Findings([teacher_quality(teacher, student, examination.split), label_order(examination, teacher)])
 
 

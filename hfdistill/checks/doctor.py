@@ -33,7 +33,7 @@ def examine(trainer: DistillationTrainer, rows: int = 256) -> Findings:
     """Look at a run before it starts: data, teacher, objective and memory; see docs/checks.md for what is found.
 
     The trainer is left as it was, bit for bit: weights, gradients, buffers, random states, modes; nothing is attached
-    and nothing is written. Only a teacher that was elsewhere is moved to the trainer's device, as training does.
+    and nothing is written. Only the teacher is put where it is to teach from, as training does.
 
     Args:
         trainer: not training now.
@@ -48,6 +48,9 @@ def examine(trainer: DistillationTrainer, rows: int = 256) -> Findings:
         raise ValueError("there is nothing to examine: the trainer has no train_dataset. Pass train_dataset=...")
     names = trainer.label_names or ["labels"]
     found = preflight(trainer.args, trainer.student, trainer.teacher, trainer.train_dataset, names)
+    if not all(parameter.numel() for parameter in trainer.student.parameters()):
+        told = "the student's parameters are cut into shards (ZeRO-3), so no pass of it can be made alone."
+        return Findings([*found, Finding("rows", "note", told, "Examine it in one process, without DeepSpeed.")])
     with undisturbed(trainer):
         try:
             examination = Examination.of(trainer, rows)

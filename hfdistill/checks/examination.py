@@ -49,8 +49,7 @@ class Examination:
     def of(cls, trainer: DistillationTrainer, rows: int) -> Examination:
         """Make batches of `rows` rows or a little more, and get the teacher ready."""
         batches, split = _batches(trainer, rows)
-        if trainer.teacher is not None:
-            trainer.teacher.prepare(trainer.args.device)
+        trainer.placement.place(trainer.teacher)
         objective = copy.deepcopy(trainer.objective).to(trainer.args.device)
         return cls(trainer, batches, split, objective, Teaching(trainer.teacher, trainer._teaching.conversion))
 
@@ -114,8 +113,11 @@ class Examination:
 
 @contextmanager
 def undisturbed(trainer: DistillationTrainer) -> Iterator[None]:
-    """Put back what an examination changes: random states, modes, buffers, gradients, the accelerator's loaders."""
-    models = [trainer.student, trainer.objective]
+    """Put back what an examination changes: random states, modes and buffers of the models, the accelerator's loaders.
+
+    Gradients are never accumulated, and the objective is a copy.
+    """
+    models = [trainer.student]
     if isinstance(trainer.teacher, FrozenTeacher):
         models.append(trainer.teacher.model)
     modes = [(part, part.training) for model in models for part in model.modules()]

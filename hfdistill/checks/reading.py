@@ -213,4 +213,4 @@ def _saved_tokenizer(model: nn.Module | None) -> PreTrainedTokenizerBase | None:
     folder = Path(str(base.name_or_path)) if base is not None and base.name_or_path else None
     if folder is None or not (folder / "tokenizer_config.json").is_file():
         return None
-    return _tokenizer(AutoTokenizer.from_pretrained(str(folder)))
+    return _tokenizer(AutoTokenizer.from_pretrained(str(folder), trust_remote_code=False))

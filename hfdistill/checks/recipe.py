@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from hfdistill.checks.doctor import examine
@@ -65,9 +66,10 @@ def examine_recipe(words: Sequence[str], equivalence: bool = False) -> Examined:
 
 
 def _examined(experiment: Experiment, arm: str, objective: Any, seed: int) -> Findings:
-    try:
-        trainer = experiment.trainer(arm, objective, seed)
-    except ValueError as error:  # student, teacher and objective do not fit together: what a doctor is asked
-        advice = "Mend this first: the arm cannot be trained."
-        return Findings([Finding("trainer", "error", str(error), advice)])
-    return examine(trainer)
+    with TemporaryDirectory(prefix="hfdistill-") as folder:  # a trainer makes its output folder at once
+        try:
+            trainer = experiment.trainer(arm, objective, seed, output_dir=folder)
+        except ValueError as error:  # student, teacher and objective do not fit together: what a doctor is asked
+            advice = "Mend this first: the arm cannot be trained."
+            return Findings([Finding("trainer", "error", str(error), advice)])
+        return examine(trainer)

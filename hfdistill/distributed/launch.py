@@ -41,23 +41,41 @@ def check_launch(args: TrainingArguments, accelerator: Accelerator) -> None:
     if promised > connected and "LOCAL_RANK" in os.environ:
         raise ValueError(
             f"{promised} processes were launched, but they are not connected: this one is alone. {_OF_ONE_STUDENT}"
-            "Without a GPU, processes find each other only in a run that says that it uses the CPU, and a configuration "
-            f"of Accelerate does not say so to the script: pass use_cpu=True (--use_cpu) and launch by\n    torchrun "
-            f"--nproc_per_node {promised} your_script.py"
+            "Without a GPU, processes find each other only in a run that says that it uses the CPU, and what a "
+            "configuration of Accelerate says of that does not reach the script. Pass use_cpu=True (--use_cpu true) "
+            f"and launch by\n    torchrun --nproc_per_node {promised} your_script.py"
         )
     if promised > connected and any(name in os.environ for name in _SIZES):
         raise ValueError(
-            f"MPI started {promised} processes, but they are not connected: this one is alone. {_OF_ONE_STUDENT}Launch "
-            f"by\n    torchrun --nproc_per_node {promised} your_script.py"
+            f"MPI started {promised} processes, but they are not connected: this one is alone. {_OF_ONE_STUDENT}"
+            f"Launch by\n    torchrun --nproc_per_node {promised} your_script.py"
         )
     if promised > connected:
         raise ValueError(
             "`accelerate launch` was told to start several processes and started one: without a GPU it needs mpirun "
-            "for more. The run would train with a fraction of the batch that was meant. Pass use_cpu=True (--use_cpu) "
-            "and launch by\n    torchrun --nproc_per_node 2 your_script.py\nIf one process is what you want, say "
-            "--num_processes 1, and leave MASTER_ADDR out of the environment."
+            "for more. The run would train with a fraction of the batch that was meant. Pass use_cpu=True "
+            "(--use_cpu true) and launch by\n    torchrun --nproc_per_node 2 your_script.py\nIf you want one process, "
+            "say --num_processes 1, and leave MASTER_ADDR out of the environment."
         )
     _check_sharding(args, accelerator)
+
+
+def check_data_parallel(args: TrainingArguments) -> None:
+    """Refuse to compare students that are cut into shards.
+
+    Args:
+        args: of the comparison's runs.
+
+    Raises:
+        ValueError: FSDP or DeepSpeed was asked for.
+    """
+    if args.fsdp or args.deepspeed or _asked("ACCELERATE_USE_FSDP") or _asked("ACCELERATE_USE_DEEPSPEED"):
+        raise ValueError(
+            "an experiment predicts with teacher and students, and measures them, before and after each run, and FSDP "
+            "and DeepSpeed cut a model into shards for one run alone. Launch it data-parallel "
+            "(recipes/configs/accelerate/ddp.yaml), or train one student by DistillationTrainer in a script of your "
+            "own."
+        )
 
 
 def promised_processes(environment: Mapping[str, str]) -> int:

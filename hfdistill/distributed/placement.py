@@ -67,7 +67,7 @@ class TeacherPlacement:
 
 
 def shards_student(accelerator: Accelerator) -> bool:
-    """Whether a run spreads the student's parameters over its processes: FSDP2 and ZeRO-3 do, DDP and ZeRO-2 do not."""
+    """Whether a run spreads the student's parameters over its processes: FSDP2 and ZeRO-3 do, DDP and ZeRO-2 don't."""
     kind = accelerator.distributed_type
     if kind == DistributedType.DEEPSPEED:
         return bool(accelerator.state.deepspeed_plugin.zero_stage == 3)
@@ -86,8 +86,8 @@ def prepare_fsdp(accelerator: Accelerator, student: nn.Module) -> None:
 def layer_classes(model: nn.Module) -> list[str]:
     """Names of the classes of a model's layers, each of which is gathered by itself.
 
-    These are what transformers keeps in one piece, less what holds the input embeddings (BertEmbeddings, ViTEmbeddings):
-    Accelerate shards these by themselves, and nothing is sharded twice.
+    These are what transformers keeps in one piece, less what holds the input embeddings (BertEmbeddings,
+    ViTEmbeddings): Accelerate shards these by themselves, and nothing is sharded twice.
     """
     inner: Any = base_model(model)
     names = set(inner._no_split_modules or ())
@@ -99,8 +99,8 @@ def layer_classes(model: nn.Module) -> list[str]:
 def _check_shardable(teacher: Teacher | None, accelerator: Accelerator) -> None:
     if teacher is not None and not isinstance(teacher, FrozenTeacher):
         raise ValueError(
-            f"teacher_placement='sharded' needs a teacher that is a model, got a {type(teacher).__name__}, which alone "
-            "knows where its weights lie. Leave teacher_placement out."
+            f"teacher_placement='sharded' needs a teacher that is a model, got a {type(teacher).__name__}, which "
+            "alone knows where its weights lie. Leave teacher_placement out."
         )
     if not shards_student(accelerator):
         kind, count = accelerator.distributed_type.value, accelerator.num_processes
@@ -117,14 +117,14 @@ def _check_whole(model: nn.Module, sharded: bool) -> None:
         return
     if model not in _PLACED:
         raise ValueError(
-            "the teacher is in shards: it was loaded within the student's DeepSpeed context, or sharded before it came "
-            "here, so that outside its engine its parameters are empty. Pass the teacher's name or folder instead of "
-            "the model (teacher='folder'), or load it before TrainingArguments are made."
+            "the teacher is in shards: it was loaded within the student's DeepSpeed context, or sharded before it "
+            "came here, so that outside its engine its parameters are empty. Pass the teacher's name or folder "
+            "instead of the model (teacher='folder'), or load it before TrainingArguments are made."
         )
     if not sharded:
         raise ValueError(
-            "the teacher was sharded for an earlier run of this script and cannot be put together again. Leave "
-            "teacher_placement='replicated' out, or load the teacher anew."
+            "the teacher was sharded for an earlier run of this script and cannot be put together again in place. "
+            "Leave teacher_placement='replicated' out, or load the teacher anew."
         )
 
 
@@ -155,7 +155,7 @@ def _shard_by_deepspeed(model: nn.Module, accelerator: Accelerator) -> None:
     import deepspeed
 
     zero = accelerator.state.deepspeed_plugin.deepspeed_config["zero_optimization"]
-    options = {"stage": 3, **{name: zero[name] for name in ("offload_param",) if name in zero}}
+    options = {name: value for name, value in zero.items() if value != "auto" and name != "offload_optimizer"}
     kind = str(next(model.parameters()).dtype).removeprefix("torch.")
     precision = {"bfloat16": {"bf16": {"enabled": True}}, "float16": {"fp16": {"enabled": True}}}.get(kind, {})
     config = {"train_micro_batch_size_per_gpu": 1, "zero_optimization": options, **precision}

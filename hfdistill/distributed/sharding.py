@@ -9,9 +9,9 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from torch import Tensor, nn, zeros_like
-from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 
@@ -52,14 +52,12 @@ def whole_state(module: nn.Module) -> dict[str, Tensor]:
     """
     parts = [value for value in module.parameters() if is_partitioned(value)]
     if not parts:
-        state: dict[str, Tensor] = {}
         if is_sharded(module):
-            state.update(
-                get_model_state_dict(module, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
-            )
-            return state
-        state.update(module.state_dict())
-        return {name: value.detach().cpu() for name, value in state.items()}
+            from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+
+            state: Any = get_model_state_dict(module, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
+            return dict(state)
+        return {name: value.detach().cpu() for name, value in module.state_dict().items()}
     import deepspeed
 
     with deepspeed.zero.GatheredParameters(parts):  # outside of it they are empty again
@@ -75,7 +73,7 @@ def clear_gradients(model: nn.Module) -> None:
     Args:
         model: the student with its objective, in training; in other shards, or in none, nothing is done.
     """
-    parts = [value for value in model.parameters() if is_partitioned(value) and value.requires_grad]
+    parts = [value for value in model.parameters() if "_z3_optimizer" in vars(value) and value.requires_grad]
     if not parts:
         return
     from deepspeed.utils import safe_set_local_grad

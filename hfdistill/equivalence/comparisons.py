@@ -25,7 +25,7 @@ from hfdistill.equivalence.short_runs import (
     difference,
     short_run,
 )
-from hfdistill.equivalence.variations import Lesson, attending
+from hfdistill.equivalence.variations import Lesson, attending, disturbed, reseeded
 from hfdistill.trainer import DistillationTrainer
 
 STEPS = 4
@@ -155,7 +155,7 @@ class _Comparisons:
         middle = self.steps // 2
         checkpoint = self.whole_folder / f"checkpoint-{middle}"
         # other random numbers to begin with: those of the checkpoint must come back
-        rest = self._run(self._lively("resumed") | self._middle, resume=str(checkpoint), other_draws=True)
+        rest = self._run(self._lively("resumed") | self._middle, resume=str(checkpoint), within=disturbed)
         apart = difference("resume", self.whole, rest, self.beginning, exact=True)
         compared = f"{self.steps} steps against {middle}, and {self.steps - middle} resumed"
         if self.facts.device == "cpu" or apart.largest == 0.0:
@@ -224,7 +224,7 @@ class _Comparisons:
             note += f"; set aside, as they depend on how rows are batched: {', '.join(sorted(aside))}"
         apart = replace(apart, compared=compared, note=note, tolerance=self.facts.tolerance)
         if not apart.holds:
-            one, other = self._still(aside=aside), self._still(aside=aside, other_draws=True)
+            one, other = self._still(aside=aside), self._still(aside=aside, within=reseeded)
             drawn = difference("", one, other, self.beginning)
             if drawn.largest > self.facts.tolerance:
                 raise NotComparableError(
@@ -239,17 +239,15 @@ class _Comparisons:
         cuts: int = 1,
         aside: Collection[str] = (),
         cpu: bool = False,
-        other_draws: bool = False,
         within: Within = nullcontext,
     ) -> Outcome:
         """A run without dropout of a batch in so many micro-batches; made once where it is asked for twice."""
         key = (cuts, frozenset(aside), cpu and self.facts.device != "cpu")
-        plain = not other_draws and within is nullcontext
-        if plain and key in self._done:
+        if within is nullcontext and key in self._done:
             return self._done[key]
         changes = self._changes(cuts, cpu) | {"output_dir": str(self.folder / "still")}
-        outcome = self._run(changes, still=True, aside=aside, other_draws=other_draws, within=within)
-        if plain:
+        outcome = self._run(changes, still=True, aside=aside, within=within)
+        if within is nullcontext:
             self._done[key] = outcome
         return outcome
 

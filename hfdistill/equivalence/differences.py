@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import asdict, dataclass
+from typing import Any
 
 from hfdistill.checks.findings import Finding, Findings
 
@@ -96,8 +98,8 @@ class Differences(list[Difference]):
 
     def as_json(self) -> str:
         """JSON: whether all hold, and every comparison with its figures."""
-        rows = [finding.figures for finding in self.findings()]
-        return json.dumps({"holds": self.holds, "comparisons": rows}, indent=2)
+        rows = [{name: _plain(value) for name, value in finding.figures.items()} for finding in self.findings()]
+        return json.dumps({"holds": self.holds, "comparisons": rows}, indent=2, allow_nan=False)
 
     def __str__(self) -> str:
         table = [list(_HEADINGS), *self._cells()]
@@ -122,6 +124,11 @@ class Differences(list[Difference]):
             ]
             for one in self
         ]
+
+
+def _plain(value: Any) -> Any:
+    """JSON knows no infinity."""
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
 
 
 _HEADINGS = ("comparison", "of what", "weights", "loss", "tolerance", "verdict")

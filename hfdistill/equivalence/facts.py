@@ -73,7 +73,7 @@ class Facts:
     @property
     def tolerance(self) -> float:
         """How far apart runs may end; see TOLERANCES."""
-        return TOLERANCES[self.precision]
+        return TOLERANCES.get(self.precision, max(TOLERANCES.values()))
 
     def batch(self, steps: int, parts: int) -> int:
         """Rows of a global batch that can be cut into `parts`: the user's own batch if there are rows for `steps`.

@@ -8,14 +8,11 @@ a gradient that is 0 into a step of full size, and clipping would hide a gradien
 from __future__ import annotations
 
 import math
-import random
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from transformers import PrinterCallback, ProgressCallback, set_seed
@@ -124,7 +121,6 @@ def short_run(
     *,
     still: bool = False,
     aside: Collection[str] = (),
-    other_draws: bool = False,
     within: Within = nullcontext,
     resume: str | None = None,
 ) -> tuple[Beginning, Outcome]:
@@ -135,7 +131,6 @@ def short_run(
         changes: training arguments beside those of every run.
         still: see this module.
         aside: names of the objective's terms that get the weight 0.
-        other_draws: other random numbers are drawn while training, though the seed is the same.
         within: of the trainer, a context in which it trains.
         resume: checkpoint to resume from.
 
@@ -146,9 +141,9 @@ def short_run(
     trainer = make_trainer(**{**SHORT, **(STILL if still else {}), **changes})
     _settle(trainer)
     beginning = Beginning.of(trainer)
+    set_seed(trainer.args.seed)
     with _given_back(trainer, beginning), stillness(trainer) if still else nullcontext(), within(trainer):
         _set_aside(trainer, aside)
-        _seed(trainer, other_draws)
         trainer.train(resume_from_checkpoint=resume)
         lines = [line for line in trainer.state.log_history if "loss" in line]
         log = [{name: value for name, value in line.items() if name.startswith("loss")} for line in lines]
@@ -181,15 +176,13 @@ def difference(name: str, one: Outcome, other: Outcome, beginning: Beginning, ex
         own = [name for name in names if name.startswith(part)]
         apart = _largest(one.weights, other.weights, own)
         moved = _largest(one.weights, beginning.weights, own)
-        relative = max(relative, apart / moved if moved else (math.inf if apart else 0.0))
+        relative = max(relative, _share(apart, moved, math.inf))
         absolute, update = max(absolute, apart), max(update, moved)
     if update == 0.0:
         raise NotComparableError("no weight changed in these steps, so that any two runs would be the same.")
-    loss, _ = _curve(one.log, other.log, "loss")
-    terms = sorted({name for line in one.log for name in line} - {"loss"})
-    worst = max(((*_curve(one.log, other.log, term), term) for term in terms), default=(0.0, 0.0, "loss"))
-    term = worst[2] if worst[0] else "loss"
-    return Difference(name, "", relative, loss, absolute, update, term if loss or worst[0] else "")
+    curves = {term: _curve(one.log, other.log, term) for line in one.log for term in line}
+    worst = max(curves, key=lambda term: curves[term]) if any(curves.values()) else ""
+    return Difference(name, "", relative, curves["loss"], absolute, update, worst)
 
 
 @contextmanager
@@ -224,14 +217,6 @@ def _settle(trainer: DistillationTrainer) -> None:
         trainer.remove_callback(callback)
 
 
-def _seed(trainer: DistillationTrainer, other_draws: bool) -> None:
-    set_seed(trainer.args.seed)
-    if other_draws:  # another seed would order the rows in another way, too
-        for draw in (random.random, np.random.rand, partial(torch.rand, 1)):
-            draw()
-        torch.rand(1, device=trainer.args.device)
-
-
 def _set_aside(trainer: DistillationTrainer, names: Collection[str]) -> None:
     for name in names:
         trainer.objective[name].weight = Constant(0.0)
@@ -263,15 +248,22 @@ def _state(part: nn.Module) -> Iterator[tuple[str, Tensor]]:
 
 
 def _largest(one: Weights, other: Weights, names: Collection[str]) -> float:
-    gaps = ((one[name].double() - other[name].double()).abs().max() for name in names if one[name].numel())
-    return max((math.inf if gap.isnan() else float(gap) for gap in gaps), default=0.0)
+    """Largest absolute difference; infinite where one is no number."""
+    gaps = ((one[name].double() - other[name].double()).abs() for name in names if one[name].numel())
+    return max((float(gap.nan_to_num(math.inf, math.inf).max()) for gap in gaps), default=0.0)
 
 
-def _curve(one: Sequence[Mapping[str, float]], other: Sequence[Mapping[str, float]], name: str) -> tuple[float, float]:
-    """Largest relative difference of an entry of two logs, and the largest absolute one."""
+def _share(apart: float, size: float, of_nothing: float) -> float:
+    """A difference relative to a size; where that is 0, `of_nothing`."""
+    if apart == 0.0 or not math.isfinite(apart):
+        return apart
+    return apart / size if size else of_nothing
+
+
+def _curve(one: Sequence[Mapping[str, float]], other: Sequence[Mapping[str, float]], name: str) -> float:
+    """Largest difference of an entry of two logs, relative to the largest value."""
     if len(one) != len(other):
-        return math.inf, math.inf
-    pairs = [(ours.get(name, 0.0), theirs.get(name, 0.0)) for ours, theirs in zip(one, other, strict=True)]
-    apart = max((abs(ours - theirs) for ours, theirs in pairs), default=0.0)
-    size = max((abs(ours) for ours, _ in pairs), default=0.0)
-    return (apart / size if size else apart), apart
+        return math.inf
+    ours, theirs = (torch.tensor([line.get(name, 0.0) for line in log], dtype=torch.float64) for log in (one, other))
+    apart = _largest({name: ours}, {name: theirs}, [name])
+    return _share(apart, float(ours.abs().max()), apart)

@@ -1,10 +1,16 @@
-"""What is exchanged in a trainer for the length of a run: its teacher by a recorded one, its models' attention."""
+"""What is exchanged in a trainer for the length of a run: its teacher, its models' attention, its random numbers."""
 
 from __future__ import annotations
 
+import random
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
+
+import numpy as np
+import torch
+from transformers import set_seed
 
 from hfdistill.anatomy import Anatomy, base_model
 from hfdistill.equivalence.recorded_teacher import RecordedTeacher
@@ -36,6 +42,23 @@ class Lesson:
         self._teacher.replaying = True
         with _taught_by(trainer, self._teacher):
             yield
+
+
+@contextmanager
+def disturbed(trainer: DistillationTrainer) -> Iterator[None]:
+    """The generators of random numbers stand elsewhere than where the seed put them, as after another beginning."""
+    for draw in (random.random, np.random.rand, partial(torch.rand, 1)):
+        draw()
+    torch.rand(1, device=trainer.args.device)
+    yield
+
+
+@contextmanager
+def reseeded(trainer: DistillationTrainer) -> Iterator[None]:
+    """All random numbers that are drawn in this context are others."""
+    trainer.args.seed += 1
+    set_seed(trainer.args.seed)
+    yield
 
 
 @contextmanager

@@ -17,6 +17,7 @@ from transformers import TrainingArguments
 from hfdistill.anatomy import Anatomy
 from hfdistill.objective import Objective
 from hfdistill.representations import Needs
+from hfdistill.shared_base import SharedBaseTeacher
 from hfdistill.teachers import FrozenTeacher, Teacher
 
 # Numbers that the layers of a Transformer keep for the backward pass, for each place and unit of width: 34 bytes in 16
@@ -88,14 +89,17 @@ class Memory:
         places = shape.rows * shape.places(student)
         states = attention = 0.0
         for anatomy, needs in _sides(student, objective, teacher):
-            values = sum(places * anatomy.width_of(layer) for layer in needs.hidden_states)
+            widths = (
+                anatomy.width if anatomy.stages is None else anatomy.stages.widths[m] for m in needs.hidden_states
+            )
+            values = places * sum(widths)
             if anatomy.head in _PER_TOKEN:
                 values += places * anatomy.vocabulary
             heads = sum(anatomy.heads_of(layer) for layer in needs.attention_layers)
             states += 4.0 * _COPIES * values
             attention += 4.0 * _COPIES * heads * places * shape.places(student)
         weights = 0
-        if isinstance(teacher, FrozenTeacher):
+        if isinstance(teacher, FrozenTeacher) and not isinstance(teacher, SharedBaseTeacher):
             weights = sum(value.numel() * value.element_size() for value in teacher.model.parameters())
         return cls(4.0 * _KEPT * student.depth * student.width * places, states, attention, weights)
 
@@ -160,7 +164,9 @@ def _sides(student: Anatomy, objective: Objective, teacher: Teacher | None) -> l
 
 
 def _precision(teacher: Teacher | None) -> str:
-    """Of the teacher's weights, as `teacher_dtype` calls it; "" without one."""
+    """Of the teacher's weights, as `teacher_dtype` calls it, or what else it is; "" without one."""
+    if isinstance(teacher, SharedBaseTeacher):
+        return "the student's own base"
     if not isinstance(teacher, FrozenTeacher):
         return "" if teacher is None else type(teacher).__name__
     return str(next(teacher.model.parameters()).dtype).removeprefix("torch.")

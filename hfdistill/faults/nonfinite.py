@@ -63,12 +63,14 @@ class NumberWatch:
         self._kept: list[tuple[Tensor, Tensor]] = []
         self._first = nothing(len(self.columns), device)
         self._refused = torch.zeros((), dtype=torch.bool, device=device)  # the update at hand, by this process
-        self._skipped = torch.zeros((), dtype=torch.long, device=device)
+        self._left_out = torch.zeros((), dtype=torch.long, device=device)  # updates, since the last reading
+        self._skipped = 0  # updates, since the last log line
 
     def begin(self, buffers: Iterable[Tensor]) -> None:
-        """Before a micro-batch, keep what its forward pass may write to (running means, memories of rows)."""
-        if self._micro_batch == 0:
-            self._kept = [(buffer, buffer.detach().clone()) for buffer in buffers]
+        """Before the first micro-batch of an update, keep what forward passes write (running means, memories)."""
+        self._micro_batch = 0
+        self._refused = torch.zeros_like(self._refused)
+        self._kept = [(buffer, buffer.detach().clone()) for buffer in buffers]
 
     @torch.no_grad()
     def look(self, result: ObjectiveResult, step: int, rows: int, numbers: Iterable[object]) -> Tensor:
@@ -115,14 +117,9 @@ class NumberWatch:
             self._check_made(norm, step)
         else:
             self._leave_out(self._decision(norm), step, _plain(optimizer))
-        self._micro_batch = 0
-        self._refused = torch.zeros_like(self._refused)
 
-    def read(self) -> dict[str, float]:
+    def read(self) -> None:
         """Tell what was found since the last call; all processes call it together, and all are told.
-
-        Returns:
-            For the log: `skipped_updates`, where updates are skipped.
 
         Raises:
             NonFiniteError: something was found, and the run is to stop.
@@ -130,16 +127,21 @@ class NumberWatch:
         """
         own = torch.cat([self.teacher.first_bad(self._first.device)[None], self._first])
         found = self.accelerator.gather(own[None]).tolist()  # (processes, 1 + length of a record)
-        skipped = int(self._skipped)
+        left_out = int(self._left_out)
+        self._skipped += left_out
+        self._left_out.zero_()
         self._first = nothing(len(self.columns), self._first.device)
-        self._skipped.zero_()
         if not self.skip:
             self._check_teachers([line[0] for line in found])
         message = explained([line[1:] for line in found], self.columns, stopped=not self.skip)
         if message and not self.skip:
             raise NonFiniteError(message)
         if message:
-            logger.warning("%d updates were skipped since the last log line. The first: %s", skipped, message)
+            logger.warning("Updates left out since the last reading: %d. The first: %s", left_out, message)
+
+    def logged(self) -> dict[str, float]:
+        """What `read` found since the last call, for a log line: the number of skipped updates, where they are."""
+        skipped, self._skipped = self._skipped, 0
         return {"skipped_updates": skipped} if self.skip else {}
 
     def release(self, optimizer: torch.optim.Optimizer | None) -> None:
@@ -173,7 +175,7 @@ class NumberWatch:
         flags = torch.stack([refused if name == NORM else torch.zeros_like(refused) for name in self.columns])
         no_row = broken_rows((), 0, flags.device)
         self._first = noted(self._first, step, max(self._micro_batch - 1, 0), flags, no_row)
-        self._skipped += refused
+        self._left_out += refused
         for buffer, kept in self._kept:
             buffer.copy_(torch.where(refused, kept, buffer))
         if scaled:

@@ -53,11 +53,17 @@ class GuardedTrainer(Trainer):
             self._numbers.release(self.optimizer)
         return output
 
+    def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: Any) -> Any:
+        """The Trainer's own; with it an update begins, and what its forward passes may write is kept."""
+        samples = super().get_batch_samples(epoch_iterator, num_batches, device)
+        if self.model is not None:
+            buffers = self.model.named_buffers()  # memories of rows are large, and of no use after a stop
+            self._numbers.begin(kept for name, kept in buffers if self._numbers.skip or f"{SUBMODULE}." not in name)
+        return samples
+
     def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
-        """The Trainer's own, with what its forward pass may write kept before."""
+        """The Trainer's own, with the size of the batch noted, in case that it is too large."""
         self._shape = BatchShape.of(inputs)
-        buffers = model.named_buffers()  # memories of rows are large, and of no use after a stop
-        self._numbers.begin(kept for name, kept in buffers if self._numbers.skip or f"{SUBMODULE}." not in name)
         loss: Tensor = super().training_step(model, inputs, num_items_in_batch)
         return loss
 
@@ -71,7 +77,8 @@ class GuardedTrainer(Trainer):
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """The Trainer's own, with the number of updates that were skipped since the last line."""
         if "loss" in logs:
-            logs.update(self._numbers.read())
+            self._numbers.read()
+            logs.update(self._numbers.logged())
         super().log(logs, start_time)
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:

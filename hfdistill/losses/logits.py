@@ -76,6 +76,11 @@ class LogitLoss(DistillationLoss):
             )
 
     @property
+    def exclusive(self) -> bool:
+        """Whether one class of a row is taken to be right, as a softmax does; of several labels that is not true."""
+        return True
+
+    @property
     def reads_classes(self) -> bool:
         """What `labelled` says."""
         return self.labelled

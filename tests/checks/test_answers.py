@@ -91,6 +91,17 @@ def test_too_few_rows_decide_nothing(tmp_path: Path):
     found = only(examine(run_of(tmp_path, teacher=KnowingTeacher((1, 2, 0)), rows=text_rows(8))), ORDERED)
     assert found.level == "note"
     assert found.figures["rows"] == 8
+    needed = int(found.advice.split()[2])
+    more = run_of(tmp_path, teacher=KnowingTeacher((1, 2, 0)), rows=text_rows(2 * needed))
+    assert only(examine(more), ORDERED).level == "error"
+
+
+def test_a_teacher_of_other_classes_is_not_judged_by_these(tmp_path: Path):
+    """Its layers may teach all the same; its answers are to another question."""
+    objective = {"hidden": {"loss": "HiddenStateLoss"}, "task": {"loss": "TaskLoss"}}
+    findings = examine(run_of(tmp_path, objective, teacher=toy_bert(layers=4, seed=1, classes=2)))
+    assert {only(findings, check).message.partition(":")[0] for check in (QUALITY, ORDERED)} == {"not applicable"}
+    assert findings.worst != "error"
 
 
 def test_a_random_teacher_has_no_better_order(tmp_path: Path):
@@ -98,7 +109,7 @@ def test_a_random_teacher_has_no_better_order(tmp_path: Path):
     for seed in range(6):
         trainer = run_of(tmp_path, teacher=toy_bert(layers=4, seed=seed), rows=text_rows(64, seed=seed))
         findings = examine(trainer)
-        assert only(findings, ORDERED).level == "ok"
+        assert only(findings, ORDERED).level != "error"
         assert only(findings, QUALITY).level == "warning"
 
 

@@ -47,7 +47,7 @@ def save_teacher(folder: Path, swapped: bool = False, names: Sequence[str] = NAM
     head = weights["classifier.weight"]
     head.zero_()
     good = 0 if not swapped else 1  # the rows of write_glue that say "good" have the label 0
-    head[good, 0], head[1 - good, 0] = 4.0, -4.0
+    head[good, 0], head[1 - good, 0] = 0.5, -0.5
     model.save_pretrained(folder)
     toy_tokenizer().save_pretrained(folder)
     return folder

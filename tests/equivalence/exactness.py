@@ -3,11 +3,14 @@
     torchrun --nproc_per_node 2 exactness.py FOLDER EXPECTED_PROCESSES
 
 Writes what the optimizer is given, of the student and of the objective's parts, and the weights after the step, to
-FOLDER/<objective>-<processes>x<accumulation>-<kept or recomputed>-<rank>.safetensors. Not a test itself:
-test_exactness.py starts it.
+FOLDER/<objective>-<processes>x<accumulation>-<kept or recomputed>-<rank>.safetensors, and the rows that this process
+saw in each epoch of a run to FOLDER/rows-<processes>-<rank>.json. Not a test itself: test_exactness.py starts it.
 """
 
+import json
+import os
 import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +18,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from toy_models import toy_bert
-from training_toys import text_rows, trainer_of, weights_of
+from training_toys import collate, text_rows, trainer_of, weights_of
 from transformers import TrainerCallback
 
 from hfdistill import (
@@ -46,6 +49,10 @@ OBJECTIVES: dict[str, tuple[str, Any]] = {
         lambda: Objective(contrast=InBatchContrastLoss(gather=True), similarity=SimilarityPreservingLoss(gather=True)),
     ),
 }
+
+
+ROWS_OF_EPOCH = 16
+STRATEGIES = ("random", "group_by_length")
 
 
 class Gradients(TrainerCallback):
@@ -86,15 +93,42 @@ def step(folder: Path, name: str, processes: int, cuts: int, recomputed: bool) -
     return gradients.found | weights_of(trainer.model) | weights_of(trainer.objective)
 
 
+def rows_seen(folder: Path, processes: int, strategy: str) -> list[list[int]]:
+    """The rows that this process saw, epoch by epoch; dropout draws other numbers here than in the other process."""
+    rows, seen = text_rows(ROWS_OF_EPOCH), []
+    numbers = {tuple(ids): number for number, ids in enumerate(rows["input_ids"])}
+
+    def collate_seen(batch: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
+        seen.extend(numbers[tuple(row["input_ids"])] for row in batch)
+        return collate(batch)
+
+    trainer = trainer_of(
+        folder,
+        Objective(kd=SoftTargetLoss()),
+        toy_bert(width=8, hidden_dropout_prob=0.3),
+        rows,
+        data_collator=collate_seen,
+        max_steps=-1,
+        num_train_epochs=3,
+        per_device_train_batch_size=2,
+        train_sampling_strategy=strategy,
+    )
+    trainer.train()
+    share = ROWS_OF_EPOCH // processes
+    return [seen[at : at + share] for at in range(0, len(seen), share)]
+
+
 def run(folder: Path, processes: int) -> None:
     """Make the step in every way that this number of processes can, and write what came of each."""
+    rank = int(os.environ.get("RANK", "0"))
     for name in OBJECTIVES:
         for cuts in CUTS[processes]:
             for recomputed in (False, True):
                 found = step(folder, name, processes, cuts, recomputed)
-                rank = torch.distributed.get_rank() if processes > 1 else 0
                 way = f"{name}-{processes}x{cuts}-{'recomputed' if recomputed else 'kept'}-{rank}"
                 save_file({key: value.contiguous() for key, value in found.items()}, folder / f"{way}.safetensors")
+    seen = {strategy: rows_seen(folder, processes, strategy) for strategy in STRATEGIES}
+    (folder / f"rows-{processes}-{rank}.json").write_text(json.dumps(seen), encoding="utf-8")
     if processes > 1:
         torch.distributed.destroy_process_group()
 

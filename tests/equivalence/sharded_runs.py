@@ -1,4 +1,4 @@
-"""Runs of a student that is cut into shards, and the same runs of one that is not, by as many processes as are started.
+"""Runs of a student that is cut into shards, and of one that is not, by as many processes as torchrun starts.
 
     torchrun --nproc_per_node 2 sharded_runs.py FOLDER MODE EXPECTED_PROCESSES
 
@@ -33,6 +33,7 @@ from hfdistill import (
     Objective,
     SoftTargetLoss,
     TaskLoss,
+    preset,
 )
 from hfdistill.attachment import SUBMODULE
 from hfdistill.distributed.sharding import element_count, whole_state
@@ -67,6 +68,7 @@ CASES: dict[str, tuple[Callable[[], Objective], dict[str, Any]]] = {
     "gathered": (row_objective, ONE_STEP),
     "saved": (token_objective, SAVED),
     "saved in shards": (token_objective, {**SAVED, "fsdp_config": {"state_dict_type": "SHARDED_STATE_DICT"}}),
+    "scheduled": (lambda: preset("tinybert", switch=0.5), {"max_steps": 4, "max_grad_norm": 0.5}),
     "named": (token_objective, ONE_STEP),
 }
 
@@ -81,6 +83,7 @@ def settings(mode: str, folder: Path, processes: int, changes: dict[str, Any]) -
         changes |= {"fsdp": True, "fsdp_config": fsdp}
     if mode.startswith("zero"):
         zero = {"stage": int(mode[-1]), "stage3_gather_16bit_weights_on_model_save": True}
+        zero["stage3_param_persistence_threshold"] = 0  # else small parameters, all that toys have, stay whole
         sizes = ("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps")
         automatic = dict.fromkeys((*sizes, "gradient_clipping"), "auto")
         changes["deepspeed"] = {**automatic, "zero_optimization": zero}
@@ -198,21 +201,28 @@ def run_named(mode: str, folder: Path, processes: int) -> None:
         teacher = toy_bert(layers=4, seed=torch.distributed.get_rank(), head=HEAD)
         trainer(mode, folder / "refused", processes, "gradient", teacher=teacher).train()
 
-    actions = (partitioned,) if mode == "zero3" else (other_student, other_teacher)
+    def in_stages() -> None:
+        args = settings(mode, folder / "refused", processes, ONE_STEP)
+        trainer_of(folder, "sskd", toy_bert(), teacher=toy_bert(layers=4, seed=1), args=args)
+
+    actions = (partitioned,) if mode == "zero3" else (other_student, other_teacher, in_stages)
     messages = {action.__name__: refused(action) for action in actions}
     place = folder / f"refused-{mode}-{torch.distributed.get_rank()}.json"
     place.write_text(json.dumps(messages), encoding="utf-8")
 
 
+def runs(mode: str, case: str) -> bool:
+    """Whether a mode has a case: options of FSDP are its own, and without shards no model is loaded in pieces."""
+    return mode in ("plain", "fsdp2") or not (case == "saved in shards" or (mode == "zero2" and case == "named"))
+
+
 def run(folder: Path, mode: str, processes: int) -> None:
     """All cases of a mode."""
-    for case, (_, changes) in CASES.items():
-        if case != "named" and (mode in ("plain", "fsdp2") or "fsdp_config" not in changes):
+    for case in CASES:
+        if runs(mode, case) and (case != "named" or mode == "plain"):
             run_case(mode, folder, processes, case)
     if mode in ("fsdp2", "zero3"):
         run_named(mode, folder, processes)
-    elif mode == "plain":
-        run_case(mode, folder, processes, "named")
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
 

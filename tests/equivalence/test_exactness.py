@@ -5,6 +5,7 @@ processes: cut by accumulation it relates fewer rows, by definition, so there tw
 same micro-batches, not to one with the whole batch. Curves, evaluation and longer runs: test_two_processes.py.
 """
 
+import json
 from functools import cache
 from pathlib import Path
 
@@ -60,6 +61,16 @@ def test_gradients_of_a_step_do_not_depend_on_how_it_is_cut(
         print(f"{name:8} {processes} x {cuts} {how:10} process {rank}: gradient {gradient:.1e}, weight {weight:.1e}")
         assert gradient < GRADIENT
         assert weight < WEIGHT
+
+
+@pytest.mark.parametrize("strategy", exactness.STRATEGIES)
+def test_an_epoch_of_two_processes_shows_each_row_once(folder: Path, strategy: str) -> None:
+    """If each process drew an order of its own, rows would come twice and others never, from the second epoch on."""
+    ours, theirs = (json.loads((folder / f"rows-2-{rank}.json").read_text())[strategy] for rank in (0, 1))
+    assert len(ours) == 3
+    for mine, other in zip(ours, theirs, strict=True):
+        assert sorted([*mine, *other]) == list(range(exactness.ROWS_OF_EPOCH))
+    assert len({tuple(epoch) for epoch in ours}) == 3, "every epoch showed the same order"
 
 
 def test_what_learns_is_compared(folder: Path) -> None:

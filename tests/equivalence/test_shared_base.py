@@ -9,7 +9,7 @@ import torch
 from launching import in_two_processes
 from safetensors.torch import load_file
 from shared_base_runs import CASES, learnt, trainer_in
-from training_toys import largest_difference, logged, text_rows
+from training_toys import largest_difference, logged, text_rows, weights_of
 
 WAYS: dict[str, dict[str, Any]] = {
     "mixed rows": {"uncertainty_mixup": True},
@@ -68,3 +68,17 @@ def test_two_processes_make_the_steps_of_one(tmp_path: Path) -> None:
             )
             assert largest_difference(shared, copied) == 0.0, (case, rank)
             assert largest_difference(one, shared) < 1e-7, (case, rank)
+
+
+@pytest.mark.slow
+def test_zero_3_gathers_the_base_for_the_teacher(tmp_path: Path) -> None:
+    """Under ZeRO-3 each module's weights are gathered when it is called, whoever calls it."""
+    pytest.importorskip("deepspeed")
+    expected = trainer_in(tmp_path, "plain", True, 1, dropout=False)
+    expected.train()
+    in_two_processes(shared_base_runs.__file__, str(tmp_path), "2", "zero3")
+    shared, copied = (load_file(tmp_path / f"zero3-{kind}.safetensors") for kind in ("shared", "copied"))
+    assert largest_difference(shared, copied) == 0.0
+    whole = {name: value for name, value in weights_of(expected.model).items() if name in shared}
+    assert largest_difference(shared, whole) < 1e-5
+    assert len(shared) > 40

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from toy_models import toy_bert, toy_vit
+from toy_models import toy_bert, toy_vit, with_lora
 from training_toys import image_rows, logged, text_rows, trainer_of
 
 from hfdistill import (
@@ -112,6 +112,18 @@ def test_images_are_measured_in_pixels(tmp_path: Path) -> None:
     assert "4 images of 3x8x8" in said
     assert "images of half the height and width" in said
     assert "tokens" not in said
+
+
+def test_a_teacher_that_is_the_student_takes_nothing(tmp_path: Path) -> None:
+    """With an adapter the base is there once, and loading it in 16 bits would change the student."""
+    student = with_lora(toy_bert(), ["query"])
+    said = told(
+        trainer_of(tmp_path, Objective(kd=SoftTargetLoss(), hungry=HungryLoss()), student, teacher=student),
+        RuntimeError,
+        "can't allocate memory",
+    )
+    assert "Teacher: the student's own base." in said
+    assert "16 bits" not in said
 
 
 def test_a_smaller_batch_is_still_found_automatically(tmp_path: Path) -> None:

@@ -32,10 +32,10 @@ def patient(trainer: DistillationTrainer) -> DistillationTrainer:
     return trainer
 
 
-@pytest.mark.parametrize("value", [torch.nan, torch.inf])
-def test_a_broken_term_stops_the_run_before_the_weights_change(tmp_path: Path, value: float) -> None:
+@pytest.mark.parametrize("way", ["nan", "inf", "value"])
+def test_a_broken_term_stops_the_run_before_the_weights_change(tmp_path: Path, way: str) -> None:
     """The one that broke is named, the weights are those before it, and no checkpoint is written after it."""
-    trainer = faulty(tmp_path, FaultyLoss(1, value), save_strategy="steps", save_steps=1)
+    trainer = faulty(tmp_path, FaultyLoss(1, way), save_strategy="steps", save_steps=1)
     sound = faulty(tmp_path / "sound", FaultyLoss(STEPS), max_steps=1)
     sound.train()
     with pytest.raises(NonFiniteError, match=r"^objective term 'odd' \(micro-batch 0, what the student read") as found:
@@ -60,7 +60,7 @@ def test_the_rows_that_broke_it_are_named(tmp_path: Path) -> None:
 
 def test_a_broken_gradient_stops_it_too(tmp_path: Path) -> None:
     """A loss may be finite where its slope isn't; the next one would be NaN without a reason."""
-    trainer = faulty(tmp_path, FaultyLoss(2, gradient=True), max_grad_norm=1.0)
+    trainer = faulty(tmp_path, FaultyLoss(2, "gradient"), max_grad_norm=1.0)
     with pytest.raises(NonFiniteError, match=r"^the gradient norm became NaN or inf in the batch of step 2\."):
         trainer.train()
     assert all(value.isfinite().all() for value in weights_of(trainer.student).values())
@@ -87,25 +87,37 @@ def test_a_skipped_update_changes_nothing(tmp_path: Path, changes: dict[str, Any
 
 def test_skipped_terms_are_not_in_the_log(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """One NaN would make the mean of a hundred steps NaN; a warning names the first instead."""
-    trainer = faulty(tmp_path, FaultyLoss(1), on_nonfinite="skip", logging_steps=STEPS)
+    changes = {"logging_steps": STEPS, "save_strategy": "steps", "save_steps": 2}  # a save counts nothing away
+    trainer = faulty(tmp_path, FaultyLoss(1), on_nonfinite="skip", **changes)
     with caplog.at_level(logging.WARNING, logger="hfdistill"):
         trainer.train()
     (line,) = logged(trainer)
     assert line["skipped_updates"] == 1
     assert all(torch.tensor(value).isfinite() for key, value in line.items() if key.startswith("loss"))
-    assert "1 updates were skipped since the last log line. The first: objective term 'odd'" in caplog.text
+    assert "Updates left out since the last reading: 1. The first: objective term 'odd'" in caplog.text
 
 
-@pytest.mark.parametrize("gradient", [False, True], ids=["term", "gradient"])
-def test_on_an_accelerator_nothing_is_learnt_until_somebody_reads(tmp_path: Path, gradient: bool) -> None:
+@pytest.mark.parametrize("way", ["nan", "value", "gradient"])
+def test_on_an_accelerator_nothing_is_learnt_until_somebody_reads(tmp_path: Path, way: str) -> None:
     """The stop comes with the log line; until then the weights must stay those before the step that is named."""
-    trainer = patient(faulty(tmp_path, FaultyLoss(1, gradient=gradient), logging_steps=STEPS, **FUSED))
+    trainer = patient(faulty(tmp_path, FaultyLoss(1, way), logging_steps=STEPS, **FUSED))
     sound = faulty(tmp_path / "sound", FaultyLoss(STEPS), max_steps=1, **FUSED)
     sound.train()
     with pytest.raises(NonFiniteError, match="in the batch of step 1"):
         trainer.train()
     assert trainer.state.global_step == STEPS
     assert largest_difference(weights_of(trainer.student), weights_of(sound.student)) == 0.0
+
+
+def test_on_an_accelerator_nothing_broken_is_saved(tmp_path: Path) -> None:
+    """Where a checkpoint comes before the next log line, or training ends before it."""
+    saving = {"logging_steps": 50, "save_strategy": "steps", "save_steps": STEPS}
+    trainer = patient(faulty(tmp_path, FaultyLoss(1), **saving, **FUSED))
+    with pytest.raises(NonFiniteError, match="in the batch of step 1"):
+        trainer.train()
+    assert not list(tmp_path.glob("checkpoint-*"))
+    with pytest.raises(NonFiniteError, match="in the batch of step 1"):
+        patient(faulty(tmp_path, FaultyLoss(1), logging_steps=50, **FUSED)).train()
 
 
 def test_on_an_accelerator_no_step_waits_for_the_device(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,8 +6,8 @@ import os
 import socket
 import subprocess
 import sys
-import time
 from pathlib import Path
+from typing import NamedTuple
 
 import lost_process
 import pytest
@@ -15,6 +15,9 @@ import torch
 
 from hfdistill.checkpoints.folders import last_complete_checkpoint
 from hfdistill.faults.processes import Processes, explained_loss, is_lost_process
+
+FATES = {"SIGKILL": "has ended", "SIGSTOP": "is stopped"}
+"""Signal -> what is said of the process that got it."""
 
 
 def started(folder: Path, fate: str) -> list[subprocess.Popen[str]]:
@@ -30,34 +33,53 @@ def started(folder: Path, fate: str) -> list[subprocess.Popen[str]]:
         subprocess.Popen(
             words,
             env=os.environ | common | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
+            stdout=heard,
+            stderr=heard,
             text=True,
         )
-        for rank in (0, 1)
+        for rank, heard in enumerate((subprocess.PIPE, subprocess.DEVNULL))
     ]
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(("fate", "told"), [("SIGKILL", "has ended"), ("SIGSTOP", "is stopped")])
-def test_the_others_end_by_themselves(tmp_path: Path, fate: str, told: str) -> None:
-    """A run that waits for ever costs days; one that ends without a word is started again from the beginning."""
-    survivor, lost = started(tmp_path, fate)
+class Ended(NamedTuple):
+    """What became of the first process after the second was lost."""
+
+    status: int
+    out: str
+    said: str
+    folder: Path
+    lost: int
+
+
+@pytest.fixture(scope="module")
+def ended(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Ended]:
+    """Two runs at once, each with its own end."""
+    folders = {fate: tmp_path_factory.mktemp(fate) for fate in FATES}
+    runs = {fate: started(folder, fate) for fate, folder in folders.items()}
     try:
-        began = time.monotonic()
-        out, said = survivor.communicate(timeout=240)
+        said = {fate: survivor.communicate(timeout=240) for fate, (survivor, _) in runs.items()}
     finally:
-        for process in (survivor, lost):
+        for process in (process for run in runs.values() for process in run):
             process.kill()
-            process.communicate()
+            process.wait()
+    return {
+        fate: Ended(survivor.returncode, *said[fate], folders[fate], lost.pid)
+        for fate, (survivor, lost) in runs.items()
+    }
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("fate", "told"), FATES.items())
+def test_the_others_end_by_themselves(ended: dict[str, Ended], fate: str, told: str) -> None:
+    """A run that waits for ever costs days; one that ends without a word is started again from the beginning."""
+    status, out, said, folder, lost = ended[fate]
     assert "together" in out, said[-3000:]
-    assert survivor.returncode not in (0, None)
+    assert status not in (0, None)
     message = next(line for line in said.splitlines() if "LostProcessError:" in line)
-    assert f"process 1 (pid {lost.pid}) {told}. This is process 0 of 2" in message
+    assert f"process 1 (pid {lost}) {told}. This is process 0 of 2" in message
     assert f"ends after step {lost_process.STEP}" in message
     assert "resume_from_checkpoint=True" in message
-    assert last_complete_checkpoint(tmp_path) == str(tmp_path / "checkpoint-2")
-    print(f"{fate}: ended {time.monotonic() - began:.0f} s after the start")
+    assert last_complete_checkpoint(folder) == str(folder / "checkpoint-2")
 
 
 def test_who_is_gone_is_seen_and_who_lives_is_not_accused() -> None:

@@ -69,6 +69,7 @@ class SoftTargetLoss(SoftenedLogitLoss):
             "the same number of classes on both sides, in the same order (FrozenTeacher(label_map=[...]) reorders and "
             "chooses)",
             "with one output it is the squared difference, whatever `divergence` says",
+            "rows of several labels need `divergence='mse'`: in a softmax classes exclude each other",
             "one vocabulary for language models",
         ),
     )
@@ -86,6 +87,11 @@ class SoftTargetLoss(SoftenedLogitLoss):
         self.divergence = choose("divergence", divergence, _DIVERGENCES)
         self.reduction = choose("reduction", reduction, ("mean", "elementmean"))
         self.scale_by_temperature = scale_by_temperature
+
+    @property
+    def exclusive(self) -> bool:
+        """Squares of logits compare each class by itself."""
+        return self.divergence != "mse"
 
     def compare(self, student: Tensor, teacher: Tensor, targets: Targets) -> Tensor:
         """The divergence of the student's logits from the teacher's."""
