@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from hfdistill.anatomy import Anatomy as Anatomy
     from hfdistill.arguments import DistillationTrainingArguments as DistillationTrainingArguments
     from hfdistill.capture import Capture as Capture
+    from hfdistill.checkpoints.folders import last_complete_checkpoint as last_complete_checkpoint
     from hfdistill.checks.doctor import examine as examine
     from hfdistill.checks.findings import Finding as Finding
     from hfdistill.checks.findings import Findings as Findings
@@ -24,6 +25,9 @@ if TYPE_CHECKING:
     from hfdistill.experiment import Comparison as Comparison
     from hfdistill.experiment import Experiment as Experiment
     from hfdistill.export import export_onnx as export_onnx
+    from hfdistill.faults.processes import LostProcessError as LostProcessError
+    from hfdistill.faults.record import NonFiniteError as NonFiniteError
+    from hfdistill.faults.workers import DataWorkerError as DataWorkerError
     from hfdistill.few_sample import Recovery as Recovery
     from hfdistill.few_sample import recover_from_few_samples as recover_from_few_samples
     from hfdistill.image_classification import ImageClassification as ImageClassification
@@ -159,6 +163,7 @@ _SUBMODULE_OF = {
     "CorrelationCongruenceLoss": "losses",
     "CorrelationLoss": "losses",
     "Cosine": "schedules",
+    "DataWorkerError": "faults.workers",
     "DecoupledLoss": "losses",
     "describe_student": "students",
     "DistanceRelationLoss": "losses",
@@ -167,8 +172,8 @@ _SUBMODULE_OF = {
     "DistillationLoss": "losses",
     "DistillationTrainer": "trainer",
     "DistillationTrainingArguments": "arguments",
-    "examine": "checks.doctor",
     "equivalences": "equivalence.comparisons",
+    "examine": "checks.doctor",
     "Experiment": "experiment",
     "export_onnx": "export",
     "FeatureMapLoss": "losses",
@@ -188,6 +193,7 @@ _SUBMODULE_OF = {
     "JensenShannonLoss": "losses",
     "KernelAlignmentLoss": "losses",
     "KnowledgeProjectionLoss": "losses",
+    "last_complete_checkpoint": "checkpoints.folders",
     "LayerMap": "layer_map",
     "LayerRelationLoss": "losses",
     "LayerwiseLoss": "losses",
@@ -197,9 +203,11 @@ _SUBMODULE_OF = {
     "load_images": "images.rows",
     "LocalCorrelationLoss": "losses",
     "LogitLoss": "losses",
+    "LostProcessError": "faults.processes",
     "Method": "losses.method",
     "Needs": "representations",
     "NeuronSelectivityLoss": "losses",
+    "NonFiniteError": "faults.record",
     "Objective": "objective",
     "Paper": "losses.method",
     "parse_recipe": "recipe_arguments",

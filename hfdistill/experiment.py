@@ -132,7 +132,7 @@ class Experiment:
         Raises:
             ValueError: no arm or no seed; an arm that cannot be a folder's name; an objective that is an object, whose
                 projectors one run would hand to the next; rows without labels; a metric that is not measured.
-            TypeError: `make_student` makes no model.
+            TypeError: `make_student` makes something else than a PreTrainedModel.
         """
         check_arms(arms, seeds)
         check_evaluation(self.evaluation)
@@ -187,7 +187,7 @@ class Experiment:
         """
         if student is None:
             set_seed(seed)
-            student = self.make_student()
+            student = self._fresh_student()
         changes = {"seed": seed, "output_dir": str(self.folder(name, seed)), **changes}
         return DistillationTrainer(
             model=student,
@@ -218,7 +218,7 @@ class Experiment:
     ) -> tuple[PreTrainedModel, float]:
         set_seed(seed)
         folder = self.folder(name, seed)
-        student = self.make_student()
+        student = self._fresh_student()
         description = {"arguments": plain_arguments(self.arguments), "objective": objective, "seed": seed}
         key = run_key(student, teacher_logits, self._rows, {**description, "batching": self.batching})
         seconds = finished_seconds(folder, key, self.arguments)
@@ -235,6 +235,16 @@ class Experiment:
         trainer.accelerator.wait_for_everyone()  # the folder is whole before any process reads it
         # measured is what was saved, in full precision, not the object that mixed precision has wrapped
         return type(student).from_pretrained(folder, dtype=torch.float32), seconds
+
+    def _fresh_student(self) -> PreTrainedModel:
+        student = self.make_student()
+        if not isinstance(student, PreTrainedModel):
+            raise TypeError(
+                f"make_student must make a plain transformers model, got a {type(student).__name__}: what is measured "
+                "is the model that its folder loads, and an adapter's folder loads none. Train an adapter by "
+                "DistillationTrainer(peft_config=...)."
+            )
+        return student
 
     def _predict(self, model: PreTrainedModel, collator: Any) -> dict[str, Array]:
         """Split -> logits (rows, K), in full precision."""

@@ -13,7 +13,7 @@ import pytest
 import torch
 from safetensors.numpy import load_file
 from torch import Tensor
-from toy_models import toy_bert
+from toy_models import toy_bert, with_lora
 from training_toys import arguments, collate, text_rows
 from transformers import AutoModelForSequenceClassification
 
@@ -168,6 +168,12 @@ def test_a_run_that_is_cut_off_goes_on_from_its_checkpoint(tmp_path: Path, monke
     assert again.arms[0].metrics == whole.arms[0].metrics
     ours, theirs = (load_file(tmp_path / run / "kd" / "seed-0" / "model.safetensors") for run in ("cut", "whole"))
     assert all((ours[name] == theirs[name]).all() for name in theirs)
+
+
+def test_an_adapter_is_refused_before_it_is_trained(tmp_path: Path):
+    """Its folder holds no model that could be measured, which would be found after days of training."""
+    with pytest.raises(TypeError, match=r"got a Peft\w+.*peft_config"):
+        experiment(tmp_path, make_student=lambda: with_lora(toy_bert(), ["query"])).run(ARMS, [0])
 
 
 OTHERS = ({"batching": {"augmentation": "flip"}}, {"train_dataset": text_rows(seed=9)})
