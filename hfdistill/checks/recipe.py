@@ -13,6 +13,9 @@ from hfdistill.checks.findings import Finding, Findings
 from hfdistill.experiment import CONTROL, Experiment
 from hfdistill.recipe_arguments import prepared_recipe
 
+_TRAINER = "trainer"
+"""The check that an arm can be made at all."""
+
 
 @dataclass(frozen=True)
 class Examined:
@@ -61,7 +64,8 @@ def examine_recipe(words: Sequence[str], equivalence: bool = False) -> Examined:
     if equivalence:
         from hfdistill.equivalence.recipes import arm_equivalences
 
-        compared = {arm: arm_equivalences(recipe, experiment, arm, words) for arm in arms}
+        made = [arm for arm in arms if not any(one.check == _TRAINER and one.level == "error" for one in found[arm])]
+        compared = {arm: arm_equivalences(recipe, experiment, arm, words) for arm in made}
     return Examined(found, compared)
 
 
@@ -71,5 +75,5 @@ def _examined(experiment: Experiment, arm: str, objective: Any, seed: int) -> Fi
             trainer = experiment.trainer(arm, objective, seed, output_dir=folder)
         except ValueError as error:  # student, teacher and objective do not fit together: what a doctor is asked
             advice = "Mend this first: the arm cannot be trained."
-            return Findings([Finding("trainer", "error", str(error), advice)])
+            return Findings([Finding(_TRAINER, "error", str(error), advice)])
         return examine(trainer)
