@@ -1,5 +1,6 @@
 """What every test stands on: no network, one thread, a fixed seed, and a stated reason for every skip."""
 
+import gc
 import os
 
 # Read by huggingface_hub, datasets and tokenizers when they are imported: set before anything below imports them.
@@ -29,6 +30,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(no_gpu)
         if item.get_closest_marker("data"):
             item.add_marker(no_data)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _frozen_garbage() -> None:
+    """Keep collections of garbage, which every training run makes, from looking through all tests and libraries."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")

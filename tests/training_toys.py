@@ -17,7 +17,8 @@ from toy_models import PAD, toy_bert
 
 from hfdistill import DistillationTrainer, DistillationTrainingArguments, Objective
 
-# Every training run collects garbage, and would look through all that was imported: half of a toy run's time.
+# Every training run collects garbage, and would look through all that was imported: half of a toy run's time. Under
+# pytest conftest.py does this again for each module, with what came since.
 gc.freeze()
 
 IGNORED = -100

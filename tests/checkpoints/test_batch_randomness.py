@@ -46,6 +46,13 @@ def run(folder: Path, **changes: Any) -> DistillationTrainer:
     return trainer_of(folder, {"kd": {"loss": "SoftTargetLoss"}}, student, Noisy(), **(options | changes))
 
 
+def end_workers(trainer: DistillationTrainer) -> None:
+    """End workers that outlive an epoch; torch waits for each five seconds where the collector of garbage does it."""
+    loader: Any = trainer.callback_handler.train_dataloader
+    if loader.persistent_workers and loader.base_dataloader._iterator is not None:
+        loader.base_dataloader._iterator._shutdown_workers()
+
+
 WORKERS: list[dict[str, Any]] = [
     {"dataloader_num_workers": 0},
     {"dataloader_num_workers": 2},
@@ -59,8 +66,10 @@ def test_a_resumed_run_sees_the_batches_of_the_whole(tmp_path: Path, step: int, 
     """In the middle of an epoch, at its end, and in the second: bit by bit."""
     whole = run(tmp_path, **workers)
     whole.train()
+    end_workers(whole)
     rest = run(tmp_path / "rest", **workers)
     rest.train(resume_from_checkpoint=str(tmp_path / f"checkpoint-{step}"))
+    end_workers(rest)
     assert largest_difference(weights_of(rest.model), weights_of(whole.model)) == 0.0
     assert logged(rest) == logged(whole)
 
