@@ -138,7 +138,8 @@ class CheckpointingTrainer(Trainer):
     ) -> Any:
         if not is_training or isinstance(dataset, IterableDataset):
             return super()._get_dataloader(dataset, description, batch_size, sampler_fn, is_training, dataloader_key)
-        self._randomness, own = BatchRandomness(self.args.seed), self.data_collator
+        seed, own = self.args.seed if self.args.data_seed is None else self.args.data_seed, self.data_collator
+        self._randomness = BatchRandomness(seed)
         kept = self._remove_unused_columns(dataset, description) if isinstance(dataset, datasets.Dataset) else dataset
         self.data_collator = self._randomness.collator(own)
 
