@@ -25,10 +25,7 @@ _OF_ONE_STUDENT = "Each of them would train a student of its own, on all of the 
 
 
 def check_launch(args: TrainingArguments, accelerator: Accelerator) -> None:
-    """Refuse a run of fewer connected processes than its launcher was told to start, or not sharded as was asked.
-
-    What a launcher does not put into the environment is not found: `accelerate launch` with one process where two were
-    meant, or a script started twice by hand.
+    """Refuse a run whose processes are not connected, or not sharded as was asked.
 
     Args:
         args: of the run.
@@ -37,7 +34,23 @@ def check_launch(args: TrainingArguments, accelerator: Accelerator) -> None:
     Raises:
         ValueError: with the command that does what was meant.
     """
-    promised, connected = promised_processes(os.environ), accelerator.num_processes
+    check_connected(accelerator.num_processes)
+    _check_sharding(args, accelerator)
+
+
+def check_connected(connected: int) -> None:
+    """Refuse fewer connected processes than the launcher was told to start.
+
+    What a launcher does not put into the environment is not found: `accelerate launch` with one process where two were
+    meant, or a script started twice by hand.
+
+    Args:
+        connected: number of processes that know of each other, this one included.
+
+    Raises:
+        ValueError: with the command that does what was meant.
+    """
+    promised = promised_processes(os.environ)
     if promised > connected and "LOCAL_RANK" in os.environ:
         raise ValueError(
             f"{promised} processes were launched, but they are not connected: this one is alone. {_OF_ONE_STUDENT}"
@@ -57,18 +70,18 @@ def check_launch(args: TrainingArguments, accelerator: Accelerator) -> None:
             "(--use_cpu true) and launch by\n    torchrun --nproc_per_node 2 your_script.py\nIf you want one process, "
             "say --num_processes 1, and leave MASTER_ADDR out of the environment."
         )
-    _check_sharding(args, accelerator)
 
 
 def check_data_parallel(args: TrainingArguments) -> None:
-    """Refuse to compare students that are cut into shards.
+    """Refuse to compare students that are cut into shards, or by processes that are not connected.
 
     Args:
         args: of the comparison's runs.
 
     Raises:
-        ValueError: FSDP or DeepSpeed was asked for.
+        ValueError: FSDP or DeepSpeed was asked for; see check_connected.
     """
+    check_connected(args.world_size)  # the trainer looks, too, but the teacher is measured before it is made
     if args.fsdp or args.deepspeed or _asked("ACCELERATE_USE_FSDP") or _asked("ACCELERATE_USE_DEEPSPEED"):
         raise ValueError(
             "an experiment predicts with teacher and students, and measures them, before and after each run, and FSDP "
