@@ -6,6 +6,7 @@ the batch is still on the CPU, in the data loader's own process, and looking cos
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -27,6 +28,8 @@ Labels = Literal["needed", "read", "unread"]
 
 _CLASSES = ("ForSequenceClassification", "ForImageClassification", "ForTokenClassification")
 _TOKENS = ("ForMaskedLM", "ForCausalLM")
+_MISFIT = re.compile(r"size of (the )?tensor|out of bounds|device-side assert")
+"""How torch tells that a row and a table of positions do not go together."""
 _IDS = {"input_ids": "vocab_size", "token_type_ids": "type_vocab_size"}
 _CONTENTS = ("input_ids", "inputs_embeds", "pixel_values", "input_values", "input_features")
 
@@ -294,12 +297,11 @@ def explained_inputs(model: nn.Module, inputs: Mapping[str, Any], role: str) -> 
     try:
         with explained_shapes(model, inputs, role):
             yield
-    except torch.OutOfMemoryError:
-        raise
     except (RuntimeError, IndexError) as error:
         config: Any = base_model(model).config
         ids, positions = inputs.get("input_ids"), config.to_dict().get("max_position_embeddings", 0) or 0
-        if not isinstance(ids, Tensor) or not 0 < positions < ids.shape[-1] + 2:  # RoBERTa begins to count at 2
+        misfit = isinstance(error, IndexError) or _MISFIT.search(str(error))  # not memory, nor a lost process
+        if not misfit or not isinstance(ids, Tensor) or not 0 < positions < ids.shape[-1] + 2:  # RoBERTa begins at 2
             raise
         raise ValueError(
             f"the {role} has {positions} positions, got rows of {ids.shape[-1]} tokens, and failed on them: {error} "
