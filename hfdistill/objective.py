@@ -144,6 +144,10 @@ class Objective(nn.Module):
         asked = [loss.needs() for loss in losses.values()]
         return Needs.union(ours for ours, _ in asked), Needs.union(theirs for _, theirs in asked)
 
+    def cached_needs(self) -> Needs:
+        """What a cache must keep of the teacher for the whole of training; see DistillationLoss.cached_needs."""
+        return Needs.union(loss.cached_needs() for loss in self._named().values()).without_repetition()
+
     def weights(self, progress: float) -> dict[str, float]:
         """Name -> weight at this point of training."""
         return {name: loss.weight(progress) for name, loss in self._named().items()}

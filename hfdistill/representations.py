@@ -36,12 +36,20 @@ class Needs:
         projections: layers whose queries, keys and values (and so the raw scores) are needed.
         attention_probabilities: layers whose attention distributions are needed; families that cannot show their
             projections (DeBERTa) can still show these under eager attention.
+        pooled_states: (layer, pooling) of which one vector per row is enough; see `losses.pooling`.
+        attention_scores: layers of which the raw scores are enough, without queries and keys.
+        top_classes: (k, temperature) of which the k most likely classes and the mass of the others are enough.
+
+    The last three are for what is kept of a teacher (`DistillationLoss.cached_needs`): a pass shows the whole state.
     """
 
     logits: bool = False
     hidden_states: frozenset[int] = frozenset()
     projections: frozenset[int] = frozenset()
     attention_probabilities: frozenset[int] = frozenset()
+    pooled_states: frozenset[tuple[int, str]] = frozenset()
+    attention_scores: frozenset[int] = frozenset()
+    top_classes: frozenset[tuple[int, float]] = frozenset()
 
     def __or__(self, other: Needs) -> Needs:
         return Needs(
@@ -49,6 +57,9 @@ class Needs:
             self.hidden_states | other.hidden_states,
             self.projections | other.projections,
             self.attention_probabilities | other.attention_probabilities,
+            self.pooled_states | other.pooled_states,
+            self.attention_scores | other.attention_scores,
+            self.top_classes | other.top_classes,
         )
 
     @staticmethod
@@ -62,10 +73,21 @@ class Needs:
     @property
     def attention_layers(self) -> frozenset[int]:
         """Layers of which any attention knowledge is needed."""
-        return self.projections | self.attention_probabilities
+        return self.projections | self.attention_probabilities | self.attention_scores
+
+    def without_repetition(self) -> Needs:
+        """The same without what follows from something else in it: a state's pooled vector, say, from the state."""
+        return replace(
+            self,
+            pooled_states=frozenset(item for item in self.pooled_states if item[0] not in self.hidden_states),
+            attention_scores=self.attention_scores - self.projections,
+            top_classes=frozenset() if self.logits else self.top_classes,
+        )
 
     def __bool__(self) -> bool:
-        return self.logits or bool(self.hidden_states or self.attention_layers)
+        return self.logits or bool(
+            self.hidden_states or self.attention_layers or self.pooled_states or self.top_classes
+        )
 
 
 @dataclass
@@ -80,6 +102,7 @@ class Attention:
         bias: additive (B or 1, H or 1, N, N) attention mask or position bias that the layer adds to its scores.
         allowed: bool (B or 1, 1, N, N), the pairs that padding, causality or a sliding window leave; None: all.
         given_probabilities: (B, H, N, N) where the family shows nothing but these (eager-only families).
+        given_scores: (B, H, N, N) where nothing but these was kept (a cache).
     """
 
     query: Tensor | None = None
@@ -89,10 +112,13 @@ class Attention:
     bias: Tensor | None = None
     allowed: Tensor | None = None
     given_probabilities: Tensor | None = None
+    given_scores: Tensor | None = None
 
     @cached_property
     def scores(self) -> Tensor:
         """Raw scores before mask and softmax, (B, H, N, N), float32 or wider, under autocast too."""
+        if self.given_scores is not None:
+            return self.given_scores
         if self.query is None or self.key is None:
             raise ValueError(
                 "raw attention scores were asked for, but this model shows only attention probabilities (it does not "
@@ -141,6 +167,7 @@ class Representations:
         class_logits: (B, K) of the head that learns the labels, where a model has one for them alone (DeiT).
         distillation_logits: (B, K) of the head that learns the teacher, where a model has one for it alone (DeiT);
             its `logits` are the mean of both.
+        pooled_states: (layer, pooling) -> (B, D), where nothing but these was kept of a layer (a cache).
     """
 
     logits: Tensor | None = None
@@ -149,6 +176,7 @@ class Representations:
     loss: Tensor | None = None
     class_logits: Tensor | None = None
     distillation_logits: Tensor | None = None
+    pooled_states: Mapping[tuple[int, str], Tensor] = field(default_factory=dict)
 
     @property
     def labelled_logits(self) -> Tensor | None:

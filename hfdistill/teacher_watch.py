@@ -78,8 +78,10 @@ def _tensors(shown: Representations) -> Iterator[tuple[str, Tensor]]:
         yield "logits", shown.logits
     for layer, state in shown.hidden_states.items():
         yield f"hidden_states[{layer}]", state
+    for (layer, pooling), vectors in shown.pooled_states.items():
+        yield f"pooled_states[{layer}, {pooling}]", vectors
     for layer, attention in shown.attentions.items():
-        for name in ("query", "key", "value", "given_probabilities"):
+        for name in ("query", "key", "value", "given_probabilities", "given_scores"):
             tensor = vars(attention)[name]
             if tensor is not None:
                 yield f"attentions[{layer}].{name}", tensor

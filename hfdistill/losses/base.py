@@ -88,6 +88,13 @@ class DistillationLoss(nn.Module, ABC):
     def needs(self) -> tuple[Needs, Needs]:
         """What must be seen of the student, and of the teacher. Called after `bind`."""
 
+    def cached_needs(self) -> Needs:
+        """What is enough of the teacher where it is kept for later: all that is needed, unless a loss says less.
+
+        Called after `bind`.
+        """
+        return self.needs()[1]
+
     @abstractmethod
     def forward(self, student: Representations, teacher: Representations, batch: Batch) -> Tensor:
         """The unweighted loss: a scalar mean over the valid items, 0 with a gradient where there is none."""

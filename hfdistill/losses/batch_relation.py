@@ -12,8 +12,8 @@ from hfdistill.anatomy import Anatomy
 from hfdistill.losses.base import choose
 from hfdistill.losses.gathering import gathered_rows
 from hfdistill.losses.layerwise import Layers, LayerwiseLoss
-from hfdistill.losses.pooling import POOLINGS, pooled_vector, settled_poolings
-from hfdistill.representations import Batch, Representations
+from hfdistill.losses.pooling import POOLINGS, pooled_vector, settled_poolings, teacher_vector
+from hfdistill.representations import Batch, Needs, Representations
 from hfdistill.schedules import Schedule
 
 
@@ -54,6 +54,10 @@ class BatchRelationLoss(LayerwiseLoss):
         super().bind(student, teacher)
         self.poolings = settled_poolings(self.pooling, student, teacher)
 
+    def cached_needs(self) -> Needs:
+        """One vector of each row at the mapped layers."""
+        return Needs(pooled_states=frozenset((layer, self.poolings[1]) for _, layer in self.pairs))
+
     def forward(self, student: Representations, teacher: Representations, batch: Batch) -> Tensor:
         """Sum of `compare` over the mapped layers."""
         rows = self.real_rows(batch)
@@ -72,7 +76,7 @@ class BatchRelationLoss(LayerwiseLoss):
         ours, theirs = self.pairs[position]
         vector = self.project(position, pooled_vector(student.hidden_states[ours], batch.mask, self.poolings[0]))
         theirs_mask = batch.mask if batch.teacher_mask is None else batch.teacher_mask
-        target = pooled_vector(teacher.hidden_states[theirs], theirs_mask, self.poolings[1]).detach()
+        target = teacher_vector(teacher, theirs, theirs_mask, self.poolings[1]).detach()
         return self.all_rows(vector), self.all_rows(target)
 
     def all_rows(self, rows: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ from hfdistill.anatomy import Anatomy
 from hfdistill.functional.reductions import blanked, unit
 from hfdistill.losses.base import DistillationLoss, choose
 from hfdistill.losses.layerwise import Layers, layer_sets, mapped_layers, pair_widths, parse_layers
-from hfdistill.losses.pooling import POOLINGS, pooled_vector, settled_poolings
+from hfdistill.losses.pooling import POOLINGS, pooled_vector, settled_poolings, teacher_vector
 from hfdistill.representations import Batch, Needs, Representations
 from hfdistill.schedules import Schedule
 
@@ -91,14 +91,20 @@ class EmbeddedLoss(DistillationLoss):
         student, teacher = layer_sets(self.pairs)
         return Needs(hidden_states=student), Needs(hidden_states=teacher)
 
+    def cached_needs(self) -> Needs:
+        """One vector of each row at the mapped layers."""
+        return Needs(pooled_states=frozenset((layer, self.poolings[1]) for _, layer in self.pairs))
+
     def forward(self, student: Representations, teacher: Representations, batch: Batch) -> Tensor:
         """Sum of `contrast` over the mapped layers."""
         real = batch.real_rows()
         masks = batch.mask, batch.mask if batch.teacher_mask is None else batch.teacher_mask
         values = []
         for position, (ours, theirs) in enumerate(self.pairs):
-            states = student.hidden_states[ours], teacher.hidden_states[theirs].detach()
-            pooled = [pooled_vector(*side) for side in zip(states, masks, self.poolings, strict=True)]
+            pooled = [
+                pooled_vector(student.hidden_states[ours], masks[0], self.poolings[0]),
+                teacher_vector(teacher, theirs, masks[1], self.poolings[1]).detach(),
+            ]
             if real is not None:  # 0 times a NaN of padding would be a NaN in the embedding layer's gradient
                 pooled = [vectors.masked_fill(~real[:, None], 0.0) for vectors in pooled]
             vector, target = self.embeddings[position](*pooled)

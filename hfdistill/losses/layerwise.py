@@ -268,4 +268,5 @@ def _without(attention: Attention, kept: int, prefix: int) -> Attention:
         bias=cut(attention.bias, 2, 3),
         allowed=cut(attention.allowed, 2, 3),
         given_probabilities=None if given is None else given / given.sum(-1, keepdim=True),
+        given_scores=cut(attention.given_scores, 2, 3),
     )

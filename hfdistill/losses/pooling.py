@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from hfdistill.anatomy import Anatomy
+from hfdistill.representations import Representations
 
 
 def pooled_vector(hidden: Tensor, mask: Tensor | None, pooling: str) -> Tensor:
@@ -20,6 +21,19 @@ def pooled_vector(hidden: Tensor, mask: Tensor | None, pooling: str) -> Tensor:
             tokens.
     """
     return POOLINGS[pooling](hidden, mask)
+
+
+def teacher_vector(teacher: Representations, layer: int, mask: Tensor | None, pooling: str) -> Tensor:
+    """One vector per row of a teacher's layer, (B, D): the one that was kept, or of the states that it shows.
+
+    Args:
+        teacher: what the teacher shows.
+        layer: 0 is the embedding output.
+        mask: (B, N) of the teacher's tokens, or None.
+        pooling: see pooled_vector.
+    """
+    kept = teacher.pooled_states.get((layer, pooling))
+    return pooled_vector(teacher.hidden_states[layer], mask, pooling) if kept is None else kept
 
 
 def _cls(hidden: Tensor, mask: Tensor | None) -> Tensor:

@@ -134,6 +134,11 @@ class AttentionMapLoss(AttentionLoss):
             return Needs(projections=layers)
         return Needs(attention_probabilities=layers)
 
+    def cached_needs(self) -> Needs:
+        """Scores alone of the teacher, for short rows much less than queries and keys; or probabilities."""
+        layers = frozenset(layer for _, layer in self.pairs)
+        return Needs(attention_scores=layers) if self.target == "scores" else Needs(attention_probabilities=layers)
+
     def forward(self, student: Representations, teacher: Representations, batch: Batch) -> Tensor:
         """Sum of `compare` over the mapped layers, or the layer's whose turn it is."""
         if self.progressive is None:

@@ -10,8 +10,8 @@ from hfdistill.anatomy import Anatomy
 from hfdistill.losses.base import choose
 from hfdistill.losses.layerwise import Layers, LayerwiseLoss
 from hfdistill.losses.method import Method, Paper
-from hfdistill.losses.pooling import POOLINGS, pooled_vector, settled_poolings
-from hfdistill.representations import Batch, Representations
+from hfdistill.losses.pooling import POOLINGS, pooled_vector, settled_poolings, teacher_vector
+from hfdistill.representations import Batch, Needs, Representations
 from hfdistill.schedules import Schedule
 
 
@@ -83,12 +83,16 @@ class PatienceLoss(LayerwiseLoss):
         super().bind(student, teacher)
         self.poolings = settled_poolings(self.pooling, student, teacher)
 
+    def cached_needs(self) -> Needs:
+        """One vector of each row at the mapped layers."""
+        return Needs(pooled_states=frozenset((layer, self.poolings[1]) for _, layer in self.pairs))
+
     def forward(self, student: Representations, teacher: Representations, batch: Batch) -> Tensor:
         """The patience loss over all mapped layers at once."""
         real, values = batch.real_rows(), []
         for position, (ours, theirs) in enumerate(self.pairs):
             vector = pooled_vector(student.hidden_states[ours], batch.mask, self.poolings[0])
-            target = pooled_vector(teacher.hidden_states[theirs], batch.mask, self.poolings[1])
+            target = teacher_vector(teacher, theirs, batch.mask, self.poolings[1])
             sides = self.project(position, vector), target
             if real is not None:  # a row without a real token has no vector: 0 on both sides
                 sides = sides[0].masked_fill(~real[:, None], 0.0), target.masked_fill(~real[:, None], 0.0)

@@ -8,7 +8,8 @@ from hfdistill.functional.divergences import top_k_kl
 from hfdistill.losses.base import choose
 from hfdistill.losses.logits import SoftenedLogitLoss, Targets
 from hfdistill.losses.method import Method, Paper
-from hfdistill.schedules import Schedule
+from hfdistill.representations import Needs
+from hfdistill.schedules import Constant, Schedule
 
 
 class TopKLoss(SoftenedLogitLoss):
@@ -64,6 +65,12 @@ class TopKLoss(SoftenedLogitLoss):
         self.k = k
         self.missing = choose("missing", missing, ("tail", "zero"))
         self.scale_by_temperature = scale_by_temperature
+
+    def cached_needs(self) -> Needs:
+        """The k classes and the mass of all others; the logits where the temperature changes in training."""
+        if not isinstance(self.temperature, Constant):
+            return super().cached_needs()
+        return Needs(top_classes=frozenset({(self.k, self.temperature(0.0))}))
 
     def compare(self, student: Tensor, teacher: Tensor, targets: Targets) -> Tensor:
         """The divergence over the teacher's top classes."""
