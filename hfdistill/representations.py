@@ -10,17 +10,26 @@ Shape letters: B batch, N tokens, D width, H heads, K classes (see `functional`)
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, is_dataclass, replace
 from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor
+
+from hfdistill.functional.vocabulary import OutputHead as OutputHead
 
 IGNORE_INDEX = -100
 """Label value that excludes a row or a token from every loss, as in PyTorch and transformers."""
 
 SAMPLE_INDEX = "sample_index"
 """Column that says which row of the training set each row of a batch is; neither model is given it."""
+
+CACHED = "cached_teacher"
+"""Entry of a batch with what a cache holds of the teacher: name -> (B, ...); neither model is given it."""
+
+ROW_KEYS = "row_keys"
+"""Entry of a batch whose rows a cache lacks: their names, (B, 16) bytes; neither model is given it."""
 
 TEACHER_PREFIX = "teacher_"
 """What columns begin with that only the teacher is given: `teacher_input_ids` are its own ids of the same text."""
@@ -36,6 +45,7 @@ class Needs:
         projections: layers whose queries, keys and values (and so the raw scores) are needed.
         attention_probabilities: layers whose attention distributions are needed; families that cannot show their
             projections (DeBERTa) can still show these under eager attention.
+        output_head: the features before the head of a language model, and the head; without `logits` none are made.
         pooled_states: (layer, pooling) of which one vector per row is enough; see `losses.pooling`.
         attention_scores: layers of which the raw scores are enough, without queries and keys.
         top_classes: (k, temperature) of which the k most likely classes and the mass of the others are enough.
@@ -47,6 +57,7 @@ class Needs:
     hidden_states: frozenset[int] = frozenset()
     projections: frozenset[int] = frozenset()
     attention_probabilities: frozenset[int] = frozenset()
+    output_head: bool = False
     pooled_states: frozenset[tuple[int, str]] = frozenset()
     attention_scores: frozenset[int] = frozenset()
     top_classes: frozenset[tuple[int, float]] = frozenset()
@@ -57,6 +68,7 @@ class Needs:
             self.hidden_states | other.hidden_states,
             self.projections | other.projections,
             self.attention_probabilities | other.attention_probabilities,
+            self.output_head or other.output_head,
             self.pooled_states | other.pooled_states,
             self.attention_scores | other.attention_scores,
             self.top_classes | other.top_classes,
@@ -85,8 +97,10 @@ class Needs:
         )
 
     def __bool__(self) -> bool:
-        return self.logits or bool(
-            self.hidden_states or self.attention_layers or self.pooled_states or self.top_classes
+        return (
+            self.logits
+            or self.output_head
+            or bool(self.hidden_states or self.attention_layers or self.pooled_states or self.top_classes)
         )
 
 
@@ -114,6 +128,32 @@ class Attention:
     given_probabilities: Tensor | None = None
     given_scores: Tensor | None = None
 
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of scores and probabilities, (B, H, N, N)."""
+        given = self.given_scores if self.given_probabilities is None else self.given_probabilities
+        if given is not None:
+            return tuple(given.shape)
+        return () if self.query is None or self.key is None else (*self.query.shape[:3], self.key.shape[2])
+
+    @property
+    def parts(self) -> tuple[Tensor | None, ...]:
+        """What scores and probabilities are made of, each (B or 1, H or 1, ...), for `of_parts`."""
+        key = self.key if self.query is None or self.key is None else _repeated(self.key, self.query.shape[1])
+        return self.query, key, self.bias, self.allowed, self.given_probabilities, self.given_scores
+
+    def of_parts(
+        self,
+        query: Tensor | None,
+        key: Tensor | None,
+        bias: Tensor | None,
+        allowed: Tensor | None,
+        probabilities: Tensor | None,
+        scores: Tensor | None,
+    ) -> Attention:
+        """The attention of some rows and heads, made of their `parts`."""
+        return Attention(query, key, None, self.scaling, bias, allowed, probabilities, scores)
+
     @cached_property
     def scores(self) -> Tensor:
         """Raw scores before mask and softmax, (B, H, N, N), float32 or wider, under autocast too."""
@@ -124,11 +164,10 @@ class Attention:
                 "raw attention scores were asked for, but this model shows only attention probabilities (it does not "
                 "go through transformers' AttentionInterface). Compare probabilities instead: target='probabilities'."
             )
-        groups = self.query.shape[1] // self.key.shape[1]
-        key = self.key.repeat_interleave(groups, dim=1) if groups > 1 else self.key
+        key = _repeated(self.key, self.query.shape[1])
         query, key = (side if side.dtype == torch.float64 else side.float() for side in (self.query, key))
         with torch.autocast(query.device.type, enabled=False):  # it would round the scores to half precision
-            scores = torch.matmul(query, key.transpose(-1, -2)) * self.scaling
+            scores = torch.matmul(query * self.scaling, key.transpose(-1, -2))
         return scores if self.bias is None else scores + self.bias
 
     @cached_property
@@ -153,6 +192,11 @@ class Attention:
         return tensor.transpose(1, 2).flatten(2)  # (B, N, H * d)
 
 
+def _repeated(key: Tensor, heads: int) -> Tensor:
+    """Keys (B, H_k, N, d) that groups of heads share, as (B, H, N, d)."""
+    return key if key.shape[1] == heads else key.repeat_interleave(heads // key.shape[1], dim=1)
+
+
 @dataclass
 class Representations:
     """What one forward pass of one model showed.
@@ -167,6 +211,7 @@ class Representations:
         class_logits: (B, K) of the head that learns the labels, where a model has one for them alone (DeiT).
         distillation_logits: (B, K) of the head that learns the teacher, where a model has one for it alone (DeiT);
             its `logits` are the mean of both.
+        output_head: of a language model the features (B, N, D) before its head, and the head's weight (V, D) and bias.
         pooled_states: (layer, pooling) -> (B, D), where nothing but these was kept of a layer (a cache).
     """
 
@@ -176,6 +221,7 @@ class Representations:
     loss: Tensor | None = None
     class_logits: Tensor | None = None
     distillation_logits: Tensor | None = None
+    output_head: OutputHead | None = None
     pooled_states: Mapping[tuple[int, str], Tensor] = field(default_factory=dict)
 
     @property
@@ -188,9 +234,26 @@ class Representations:
         """What a student learns the teacher with: the distillation head's logits, or those of its one head."""
         return self.logits if self.distillation_logits is None else self.distillation_logits
 
+    def to(self, device: torch.device) -> Representations:
+        """The same on `device`."""
+        moved: Representations = _moved(self, device)
+        return moved
+
     def with_one_answer(self) -> Representations:
         """The same without the heads' own logits: both are learnt with `logits`, and so both heads learn."""
         return replace(self, class_logits=None, distillation_logits=None)
+
+
+def _moved(value: Any, device: torch.device) -> Any:
+    if isinstance(value, Tensor):
+        return value.to(device)
+    if isinstance(value, Mapping):
+        return {key: _moved(entry, device) for key, entry in value.items()}
+    if isinstance(value, OutputHead):
+        return value  # chunks of logits are made where it lies, and moved: the whole head would be more
+    if is_dataclass(value) and not isinstance(value, type):
+        return replace(value, **{own.name: _moved(vars(value)[own.name], device) for own in fields(value)})
+    return value
 
 
 @dataclass
@@ -278,4 +341,4 @@ class Batch:
 
     def _scalar(self, value: float) -> Tensor:
         device = next((t.device for t in (self.mask, self.labels) if t is not None), torch.device("cpu"))
-        return torch.tensor(float(value), device=device)
+        return torch.full((), float(value), device=device)  # made there: a copy of a number would be waited for

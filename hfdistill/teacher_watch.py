@@ -34,7 +34,7 @@ class TeacherWatch:
         """
         wait = not self.at_once
         for key, tensor in _tensors(shown):
-            bad = (tensor.isnan() | tensor.isposinf()).any()
+            bad = ~(tensor.amax() < torch.inf) if tensor.numel() else tensor.new_zeros((), dtype=torch.bool)
             never = torch.full((), -1, dtype=torch.long, device=tensor.device)
             before = self._first_bad_step.get(key, never)
             self._first_bad_step[key] = torch.where(bad & (before < 0), torch.full_like(never, step), before)
@@ -76,6 +76,8 @@ class TeacherWatch:
 def _tensors(shown: Representations) -> Iterator[tuple[str, Tensor]]:
     if shown.logits is not None:
         yield "logits", shown.logits
+    if shown.output_head is not None:
+        yield "output_head.features", shown.output_head.features
     for layer, state in shown.hidden_states.items():
         yield f"hidden_states[{layer}]", state
     for (layer, pooling), vectors in shown.pooled_states.items():

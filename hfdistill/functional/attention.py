@@ -5,7 +5,19 @@ import math
 import torch
 from torch import Tensor
 
-from hfdistill.functional.reductions import Mask, blanked, divergence, masked_mean, matched, product, squares, validity
+from hfdistill.functional.reductions import (
+    Mask,
+    blanked,
+    divergence,
+    masked_mean,
+    matched,
+    number,
+    product,
+    squared_distance,
+    validity,
+)
+
+Vectors = tuple[Tensor, Tensor]
 
 
 def _pairs(student: Tensor, teacher: Tensor, mask: Mask = None, allowed: Mask = None) -> Mask:
@@ -24,6 +36,18 @@ def _pairs(student: Tensor, teacher: Tensor, mask: Mask = None, allowed: Mask = 
         raise ValueError(f"expected `allowed` to spread to (B, 1, N, N), as (N, N) does: {error}") from error
 
 
+def pair_count(maps: Tensor, mask: Mask = None, allowed: Mask = None) -> Tensor | int:
+    """How many entries of the maps (B, H, N, N) a mean over pairs takes; the rest as in attention_score_mse."""
+    pairs = _pairs(maps, maps, mask, allowed)
+    return maps.numel() if pairs is None else number(pairs, maps)
+
+
+def query_count(maps: Tensor, mask: Mask = None, allowed: Mask = None) -> Tensor | int:
+    """How many distributions over keys, of maps (B, H, N, N), a mean over queries takes: those with a valid key."""
+    pairs = _pairs(maps, maps, mask, allowed)
+    return maps[..., 0].numel() if pairs is None else number(pairs.any(-1), maps[..., 0])
+
+
 def attention_score_mse(student: Tensor, teacher: Tensor, mask: Mask = None, allowed: Mask = None) -> Tensor:
     """Attention scores before the softmax, over real tokens only: longer padding changes nothing.
 
@@ -32,7 +56,8 @@ def attention_score_mse(student: Tensor, teacher: Tensor, mask: Mask = None, all
     sliding window) permits the pair, (N, N) or whatever else spreads to (B, 1, N, N).
     """
     pairs = _pairs(student, teacher, mask, allowed)
-    return masked_mean(squares(blanked(student, pairs), blanked(teacher.detach(), pairs)), pairs)
+    total = squared_distance(blanked(student, pairs), blanked(teacher.detach(), pairs))  # 0 where both are blank
+    return total / (max(student.numel(), 1) if pairs is None else number(pairs, student).clamp(min=1))
 
 
 def attention_score_mse_tinybert(student: Tensor, teacher: Tensor) -> Tensor:
@@ -42,7 +67,8 @@ def attention_score_mse_tinybert(student: Tensor, teacher: Tensor) -> Tensor:
     arXiv 1909.10351, authors' code. student, teacher: scores (B, H, N, N) with the additive mask in them.
     """
     _pairs(student, teacher)
-    return masked_mean(squares(blanked(student, student > -100), blanked(teacher.detach(), teacher > -100)))
+    total = squared_distance(blanked(student, student > -100), blanked(teacher.detach(), teacher > -100))
+    return total / max(student.numel(), 1)
 
 
 def attention_probability_kl(student: Tensor, teacher: Tensor, mask: Mask = None) -> Tensor:
@@ -63,16 +89,38 @@ def attention_probability_mse(student: Tensor, teacher: Tensor, mask: Mask = Non
     return attention_score_mse(student, teacher, mask)
 
 
-def _relation_scores(left: Tensor, right: Tensor, heads: int, valid: Tensor) -> Tensor:
-    if left.ndim != 3 or left.shape != right.shape or heads < 1 or left.shape[-1] % heads:
+def _relation_scores(left: Tensor, right: Tensor, valid: Mask) -> Tensor:
+    if left.shape != right.shape:
         raise ValueError(
-            f"expected two (B, N, D) of one shape, got {[*left.shape]} and {[*right.shape]}, D divisible by "
-            f"heads={heads}: each relation head takes D / heads of the width. Choose heads that divide both models' D."
+            f"expected two (B, H, N, d) of one shape, got {[*left.shape]} and {[*right.shape]}: a relation is the "
+            "product of a model's own vectors, such as its queries and keys. Pass both from one model and layer."
         )
-    shape = (*left.shape[:2], heads, left.shape[-1] // heads)
-    left, right = (blanked(side, valid).reshape(shape).transpose(1, 2) for side in (left, right))  # (B, H, N, D / H)
-    scores = product(left, right.transpose(-1, -2)) / math.sqrt(shape[-1])  # (B, H, N, N)
+    left, right = (blanked(side, None if valid is None else valid[:, None]) for side in (left, right))
+    scores = product(left / math.sqrt(left.shape[-1]), right.transpose(-1, -2))  # (B, H, N, N)
+    if valid is None:
+        return scores
     return scores.masked_fill(~valid[:, None, None], torch.finfo(scores.dtype).min)  # -inf: NaN if all are masked
+
+
+def relation_pieces(vectors: Tensor, heads: int) -> Tensor:
+    """Vectors (B, N, D) in `heads` pieces of equal width, (B, H, N, D / H); ValueError where D is not divisible."""
+    if vectors.ndim != 3 or heads < 1 or vectors.shape[-1] % heads:
+        raise ValueError(
+            f"expected (B, N, D) with D divisible by heads={heads}, got {[*vectors.shape]}: each relation head takes "
+            "D / heads of the width. Choose heads that divide both models' D."
+        )
+    pieces = vectors.reshape(*vectors.shape[:2], heads, vectors.shape[-1] // heads)
+    return pieces.transpose(1, 2)  # (B, H, N, D / H)
+
+
+def relation_kl_of_pieces(student: Vectors, teacher: Vectors, mask: Mask = None) -> Tensor:
+    """relation_kl of left and right vectors that are cut already, (B, H, N, d_s) and (B, H, N, d_t)."""
+    ours, theirs = student, (teacher[0].detach(), teacher[1].detach())
+    valid = validity(mask, *(side[:, 0] for side in (*ours, *theirs)))
+    seen = None if mask is None else valid
+    own, target, _ = matched(_relation_scores(*ours, seen), _relation_scores(*theirs, seen))
+    rows = divergence(target, own).mean(1) * valid  # (B, N)
+    return masked_mean(rows.sum(1) / valid.sum(1).clamp(min=1), valid.any(1))
 
 
 def relation_kl(
@@ -89,8 +137,6 @@ def relation_kl(
     token of 1/(heads · n_b) Σ_heads Σ_queries KL(R_t || R_s), n_b their valid tokens. Wang et al. 2021 (MiniLMv2),
     arXiv 2012.15828. student_*: (B, N, D_s); teacher_*: (B, N, D_t); heads: divides both widths; mask: (B, N).
     """
-    valid = validity(mask, student_left, student_right, teacher_left, teacher_right)
-    sides = ((student_left, student_right), (teacher_left.detach(), teacher_right.detach()))
-    student, teacher, _ = matched(*[_relation_scores(left, right, heads, valid) for left, right in sides])
-    rows = divergence(teacher, student).mean(1) * valid  # (B, N)
-    return masked_mean(rows.sum(1) / valid.sum(1).clamp(min=1), valid.any(1))
+    student = relation_pieces(student_left, heads), relation_pieces(student_right, heads)
+    teacher = relation_pieces(teacher_left, heads), relation_pieces(teacher_right, heads)
+    return relation_kl_of_pieces(student, teacher, mask)

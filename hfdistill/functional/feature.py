@@ -1,6 +1,7 @@
 """Formulas of feature knowledge: states of one layer, entry by entry, and flows between two layers."""
 
 from torch import Tensor
+from torch.nn.functional import mse_loss
 
 from hfdistill.functional.reductions import (
     Mask,
@@ -22,8 +23,9 @@ def hidden_mse(student: Tensor, teacher: Tensor, mask: Mask = None, reduction: s
     """
     check_reduction(reduction, "mean", "paper")
     student, teacher, valid = matched(student, teacher, mask)
-    squares = (student - teacher).square().mean(-1)
-    return masked_mean(squares, valid) * (1 if reduction == "mean" else student.shape[-1] / 2)
+    total = mse_loss(student, teacher, reduction="sum")  # in one pass; where both are blank it is 0
+    rows = max(student[..., 0].numel(), 1) if valid is None else valid.sum().clamp(min=1)
+    return total / rows * (1 / max(student.shape[-1], 1) if reduction == "mean" else 0.5)
 
 
 def hidden_cosine(student: Tensor, teacher: Tensor, mask: Mask = None) -> Tensor:

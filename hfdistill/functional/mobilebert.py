@@ -34,8 +34,10 @@ def feature_statistics(student: Tensor, teacher: Tensor, mask: Mask = None) -> t
     return masked_mean(means, valid), masked_mean(variances, valid)
 
 
-def _queries_and_keys(attention: Tensor, mask: Mask, allowed: Mask) -> Tensor:
-    """Which pairs (B, 1, N, N) of real tokens the attention pattern permits."""
+def _queries_and_keys(attention: Tensor, mask: Mask, allowed: Mask) -> Mask:
+    """Which pairs (B, 1, N, N) of real tokens the attention pattern permits; None: all."""
+    if mask is None and allowed is None:
+        return None
     valid = validity(mask, attention[:, 0])
     pairs = valid[:, None, :, None] & valid[:, None, None, :]  # (B, 1, N, N)
     return pairs if allowed is None else pairs & allowed.bool()
@@ -52,10 +54,10 @@ def attention_cross_entropy(student: Tensor, teacher: Tensor, mask: Mask = None,
     student, teacher, _ = matched(student, teacher)
     pairs = _queries_and_keys(student, mask, allowed)
     lowest = torch.finfo(student.dtype).min  # not -inf: NaN for a query without a key
-    ours, theirs = (blanked(side, pairs).masked_fill(~pairs, lowest) for side in (student, teacher))
+    ours, theirs = (side if pairs is None else side.masked_fill(~pairs, lowest) for side in (student, teacher))
     target = theirs.softmax(-1)
     rows = -(target * ours.log_softmax(-1).masked_fill(target == 0, 0)).sum(-1)  # (B, H, N)
-    return masked_mean(rows, pairs.any(-1))
+    return masked_mean(rows, None if pairs is None else pairs.any(-1))
 
 
 def attention_probability_cross_entropy(student: Tensor, teacher: Tensor, mask: Mask = None) -> Tensor:
@@ -68,7 +70,7 @@ def attention_probability_cross_entropy(student: Tensor, teacher: Tensor, mask: 
     pairs = _queries_and_keys(student, mask, None)
     ours, theirs = blanked(student, pairs), blanked(teacher, pairs)
     rows = -(theirs * ours.clamp(min=torch.finfo(ours.dtype).tiny).log()).sum(-1)  # (B, H, N)
-    return masked_mean(rows, pairs.any(-1))
+    return masked_mean(rows, None if pairs is None else pairs.any(-1))
 
 
 def layer_in_turn(progress: float, layers: int, finish: float) -> tuple[int, float]:

@@ -8,6 +8,7 @@ import math
 
 import torch
 from torch import Tensor
+from torch.nn.functional import mse_loss
 
 Mask = Tensor | None
 Temperature = float | Tensor
@@ -19,6 +20,19 @@ def blanked(tensor: Tensor, valid: Mask = None) -> Tensor:
     if valid is not None:  # before any arithmetic: a NaN that is only multiplied by 0 stays a NaN, backward too
         tensor = tensor.masked_fill(~(valid if valid.ndim == tensor.ndim else valid[..., None]), 0)
     return tensor if tensor.dtype == torch.float64 else tensor.float()
+
+
+def spared(mask: Mask) -> Mask:
+    """The mask, or None where it is known to leave nothing out: an accelerator is not waited for to know it."""
+    return None if mask is not None and mask.device.type == "cpu" and bool(mask.all()) else mask
+
+
+def real_length(mask: Tensor) -> int:
+    """How many tokens of (B, N) there are up to the last that is valid in any row; all, on an accelerator."""
+    if mask.device.type != "cpu":
+        return mask.shape[1]
+    real = mask.bool().any(0).nonzero()
+    return int(real[-1]) + 1 if len(real) else min(mask.shape[1], 1)
 
 
 def validity(mask: Mask, *inputs: Tensor) -> Tensor:
@@ -40,7 +54,7 @@ def matched(student: Tensor, teacher: Tensor, mask: Mask = None) -> Rows:
             "(teacher): entries are compared one by one. Project the student to the teacher's width, map the classes, "
             "or compare relations, which are free of the width (relation_kl, similarity_preserving)."
         )
-    valid = None if mask is None else validity(mask, student)
+    valid = None if mask is None else spared(validity(mask, student))
     return blanked(student, valid), blanked(teacher.detach(), valid), valid
 
 
@@ -48,7 +62,12 @@ def masked_mean(values: Tensor, valid: Mask = None) -> Tensor:
     """Mean of the valid values, 0 where none is; `valid` spreads to the shape of the values."""
     if valid is None:
         return values.sum() / max(values.numel(), 1)
-    return values.masked_fill(~valid, 0).sum() / valid.expand_as(values).sum().clamp(min=1)
+    return values.masked_fill(~valid, 0).sum() / number(valid, values).clamp(min=1)
+
+
+def number(valid: Tensor, values: Tensor) -> Tensor:
+    """How many of the values are valid; `valid` spreads to their shape, without being made as large as they are."""
+    return valid.sum() * (values.numel() // max(valid.numel(), 1))
 
 
 def tempered_mean(rows: Tensor, temperature: Temperature, valid: Mask = None) -> Tensor:
@@ -60,6 +79,14 @@ def squares(student: Tensor, teacher: Tensor) -> Tensor:
     """(s - t)², with 0 where both sides hold the same infinity: a class that is shut out on both sides."""
     shut_out = torch.isinf(student) & (student == teacher)  # -inf on both sides counts as equal
     return (student - teacher).masked_fill(shut_out, 0).square()
+
+
+def squared_distance(student: Tensor, teacher: Tensor) -> Tensor:
+    """The sum of `squares`; where a CPU can see that none was infinite, without the passes that look for it."""
+    total = mse_loss(student, teacher, reduction="sum")
+    if total.device.type == "cpu" and bool(total.isfinite()):
+        return total
+    return squares(student, teacher).sum()
 
 
 def divergence(first: Tensor, second: Tensor) -> Tensor:
@@ -98,4 +125,6 @@ def softened(student: Tensor, teacher: Tensor, temperature: Temperature, mask: M
     if student.shape[-1] < classes:
         raise ValueError("expected at least 2 classes, got 1: its probability is always 1. Use logit_mse to learn it.")
     student, teacher, valid = matched(student, teacher, mask)
+    if not isinstance(temperature, Tensor) and temperature == 1:
+        return student, teacher, valid  # over a large vocabulary a division by 1 is a tensor of GBs on each side
     return student / temperature, teacher / temperature, valid

@@ -210,7 +210,7 @@ def prime_aware(student: Tensor, teacher: Tensor, log_variance: Tensor, mask: Ma
     """
     student, teacher, valid = matched(student, teacher, mask)
     log_variance, _, _ = matched(log_variance, teacher, mask)
-    weight = (-torch.logaddexp(log_variance, log_variance.new_tensor(_LOG_FLOOR))).exp()  # exp(v) may overflow
+    weight = (-torch.logaddexp(log_variance, log_variance.new_full((), _LOG_FLOOR))).exp()  # exp(v) may overflow
     return masked_mean((squares(student, teacher) * weight + log_variance).mean(-1), valid)
 
 

@@ -197,7 +197,7 @@ class AttentionLoss(DistillationLoss):
         """
         kept = min(self.prefixes)
         ours, theirs = (
-            _without(side.attentions[layer], kept, prefix)
+            without_tokens(side.attentions[layer], kept, prefix)
             for side, layer, prefix in zip((student, teacher), pair, self.prefixes, strict=True)
         )
         return ours, theirs
@@ -245,8 +245,8 @@ def _told(window: Window) -> str:
     return f"{windows}{window.places} places"
 
 
-def _without(attention: Attention, kept: int, prefix: int) -> Attention:
-    """Attention without the special tokens from number `kept` to `prefix`, neither as queries nor as keys."""
+def without_tokens(attention: Attention, kept: int, prefix: int) -> Attention:
+    """Attention without the tokens from number `kept` to `prefix`, neither as queries nor as keys."""
     if kept == prefix:
         return attention
 

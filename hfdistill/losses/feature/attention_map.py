@@ -6,14 +6,17 @@ from torch import Tensor
 
 from hfdistill import functional
 from hfdistill.anatomy import Anatomy
+from hfdistill.functional.attention import pair_count, query_count
+from hfdistill.functional.chunks import blockwise_mean
 from hfdistill.functional.mobilebert import (
     attention_cross_entropy,
     attention_probability_cross_entropy,
     check_progressive,
     layer_in_turn,
 )
+from hfdistill.functional.reductions import real_length, spared
 from hfdistill.losses.base import choose
-from hfdistill.losses.layerwise import AttentionLoss, Layers
+from hfdistill.losses.layerwise import AttentionLoss, Layers, without_tokens
 from hfdistill.losses.method import Method
 from hfdistill.losses.papers import MOBILEBERT, TINYBERT
 from hfdistill.representations import Attention, Batch, Needs, Representations
@@ -135,7 +138,16 @@ class AttentionMapLoss(AttentionLoss):
         return Needs(attention_probabilities=layers)
 
     def cached_needs(self) -> Needs:
-        """Scores alone of the teacher, for short rows much less than queries and keys; or probabilities."""
+        """Scores alone of the teacher, for short rows much less than queries and keys; or probabilities.
+
+        Raises:
+            ValueError: reduction="tinybert", which looks at padding, of which nothing is kept.
+        """
+        if self.reduction == "tinybert":
+            raise ValueError(
+                "AttentionMapLoss(reduction='tinybert') compares the scores of padding too, and padding is no part of "
+                "what is kept of a row: the loss would be another one. Use reduction='mean', or a live teacher."
+            )
         layers = frozenset(layer for _, layer in self.pairs)
         return Needs(attention_scores=layers) if self.target == "scores" else Needs(attention_probabilities=layers)
 
@@ -148,19 +160,17 @@ class AttentionMapLoss(AttentionLoss):
 
     def compare(self, student: Attention, teacher: Attention, mask: Tensor | None) -> Tensor:
         """The difference of one pair of maps."""
-        if self.target == "probabilities":
-            ours, theirs = self._merged(student.probabilities), self._merged(teacher.probabilities)
-            return _OF_PROBABILITIES[self.divergence](ours, theirs, mask)
-        ours, theirs = self._merged(student.scores), self._merged(teacher.scores)
-        allowed = _both(student.allowed, teacher.allowed)
-        if self.divergence == "cross_entropy":
-            return attention_cross_entropy(ours, theirs, mask, allowed)
-        if self.reduction == "tinybert":
-            if mask is not None:  # the reference's additive mask, which it then zeroes on both sides
-                padded_keys = ~mask.bool()[:, None, None, :]  # (B, 1, 1, N)
-                ours, theirs = ours.masked_fill(padded_keys, -1e4), theirs.masked_fill(padded_keys, -1e4)
-            return functional.attention_score_mse_tinybert(ours, theirs)
-        return functional.attention_score_mse(ours, theirs, mask, allowed)
+        whole = self.heads != "match"
+        if not student.shape or _without_heads(student, whole) != _without_heads(teacher, whole):
+            return self._difference(student, teacher, mask)[0]  # which says what is wrong with them
+        held = len(student.parts)
+
+        def of_block(*parts: Tensor | None) -> tuple[Tensor, Tensor | int]:
+            ours, theirs, rows = student.of_parts(*parts[:held]), teacher.of_parts(*parts[held:-1]), parts[-1]
+            return self._difference(ours, theirs, None if rows is None else rows[:, 0])
+
+        rows = None if mask is None else mask[:, None]  # (B, 1, N)
+        return blockwise_mean(of_block, student.parts, (*teacher.parts, rows), student.shape, whole)
 
     def count(self, batch: Batch) -> Tensor:
         """Pairs of real tokens; rows for the reference's padded square; real queries for distributions."""
@@ -168,11 +178,46 @@ class AttentionMapLoss(AttentionLoss):
             return batch.row_count()
         return batch.pair_count() if self.divergence == "mse" else batch.token_count()
 
+    def _difference(self, student: Attention, teacher: Attention, mask: Tensor | None) -> tuple[Tensor, Tensor | int]:
+        """The difference of two maps, and the number of values of which it is the mean."""
+        if self.target == "probabilities":
+            ours, theirs, mask = self._merged(student.probabilities), self._merged(teacher.probabilities), spared(mask)
+            return _OF_PROBABILITIES[self.divergence](ours, theirs, mask), self._number(ours, mask, None)
+        if self.reduction == "tinybert":
+            ours, theirs, mask = self._merged(student.scores), self._merged(teacher.scores), spared(mask)
+            if mask is not None:  # the reference's additive mask, which it then zeroes on both sides
+                padded_keys = ~mask.bool()[:, None, None, :]  # (B, 1, 1, N)
+                ours, theirs = ours.masked_fill(padded_keys, -1e4), theirs.masked_fill(padded_keys, -1e4)
+            return functional.attention_score_mse_tinybert(ours, theirs), ours.numel()
+        student, teacher, mask = _without_padding(student, teacher, mask)
+        ours, theirs = self._merged(student.scores), self._merged(teacher.scores)
+        mask, allowed = spared(mask), spared(_both(student.allowed, teacher.allowed))
+        formula = attention_cross_entropy if self.divergence == "cross_entropy" else functional.attention_score_mse
+        return formula(ours, theirs, mask, allowed), self._number(ours, mask, allowed)
+
+    def _number(self, maps: Tensor, mask: Tensor | None, allowed: Tensor | None) -> Tensor | int:
+        return (pair_count if self.divergence == "mse" else query_count)(maps, mask, allowed)
+
     def _merged(self, attention: Tensor) -> Tensor:
         if self.heads == "match":
             return attention
         summed = attention.sum(dim=1, keepdim=True)  # (B, 1, N, N)
         return summed / attention.shape[1] if self.heads == "mean" else summed
+
+
+def _without_heads(attention: Attention, without: bool) -> tuple[int, ...]:
+    """The shape of an attention, the number of its heads left out where it does not matter."""
+    return attention.shape[:1] + attention.shape[1 + without :]
+
+
+def _without_padding(
+    student: Attention, teacher: Attention, mask: Tensor | None
+) -> tuple[Attention, Attention, Tensor | None]:
+    """Both sides up to the last real token of their rows: the rest would be computed to be left out."""
+    if mask is None or student.shape[2:] != (mask.shape[1],) * 2:
+        return student, teacher, mask
+    kept, tokens = real_length(mask), mask.shape[1]
+    return without_tokens(student, kept, tokens), without_tokens(teacher, kept, tokens), mask[:, :kept]
 
 
 def _both(ours: Tensor | None, theirs: Tensor | None) -> Tensor | None:

@@ -139,8 +139,8 @@ class ChannelMatchingLoss(LayerwiseLoss):
     @torch.no_grad()
     def _observe(self, aligned: list[tuple[Tensor, Tensor, Tensor | None]], batch: Batch) -> None:
         """Add the costs of one batch, and assign anew where it is time to."""
-        turn = int(self.batches) % self.update_every
-        first = int(self.batches) == 0
+        seen = int(self.batches)
+        turn = seen % self.update_every
         self.batches += 1
         if turn >= self.cost_batches:
             return
@@ -153,7 +153,7 @@ class ChannelMatchingLoss(LayerwiseLoss):
             distributed.all_reduce(rows)
         self.cost.copy_(costs if turn == 0 else self.cost + costs)
         self.rows.copy_(rows if turn == 0 else self.rows + rows)
-        if self.rows > 0 and (first or turn == self.cost_batches - 1):
+        if (seen == 0 or turn == self.cost_batches - 1) and self.rows > 0:
             for position, (own, other) in enumerate(self.widths):
                 cost = self.cost[position, :own, :other] / self.rows
                 self._members(position).copy_(channel_groups(cost, self._size(own, other)))

@@ -92,6 +92,7 @@ class KnowledgeProjectionLoss(LayerwiseLoss):
         self.register_buffer("running", torch.empty(0))  # (candidates,) running mean of each one's loss
         self.register_buffer("left", torch.empty(0, dtype=torch.bool))  # (candidates,) False: dropped
         self._known: list[int] | None = None  # the numbers of those left, so that the host need not wait for `left`
+        self._places = torch.empty(0, dtype=torch.long)  # the same where `left` lies
         self.register_load_state_dict_post_hook(_forget)  # type: ignore[no-untyped-call]
 
     def bind(self, student: Anatomy, teacher: Anatomy) -> None:
@@ -119,7 +120,7 @@ class KnowledgeProjectionLoss(LayerwiseLoss):
         chosen = self._chosen(self._wanted(batch.progress), learning)
         losses = torch.stack([self._candidate(number, student, teacher, batch) for number in chosen])
         if learning:
-            self._note(chosen, losses.detach(), self.count(batch))
+            self._note(losses.detach(), self.count(batch))
         return losses.mean()
 
     def compare(self, student: Tensor, teacher: Tensor, mask: Tensor | None) -> Tensor:
@@ -152,20 +153,20 @@ class KnowledgeProjectionLoss(LayerwiseLoss):
         left = self.left.tolist()
         chosen = [number for number in best_first if left[number]]
         if learning:
-            self.left &= torch.zeros_like(self.left).index_fill(0, torch.tensor(chosen, device=self.left.device), True)
-            self._known = chosen
+            self._known, self._places = chosen, torch.tensor(chosen, device=self.left.device)
+            self.left &= torch.zeros_like(self.left).index_fill(0, self._places, True)
         return chosen
 
-    def _note(self, chosen: list[int], losses: Tensor, count: Tensor) -> None:
-        """Move the running means towards these losses, averaged over the tokens of all processes."""
+    def _note(self, losses: Tensor, count: Tensor) -> None:
+        """Move the running means of what is left towards these losses, averaged over the tokens of all processes."""
         count = count.to(losses)
         total = torch.cat([losses * count, count[None]]).to(self.running)
         if distributed.is_available() and distributed.is_initialized():
             distributed.all_reduce(total)
-        before = self.running[chosen]
+        before = self.running[self._places]
         after = before.lerp(total[:-1] / total[-1], 1 - self.momentum)
         # neither one overflow nor a batch without a token (0 / 0) may decide for good
-        self.running[chosen] = after.where(after.isfinite(), before)
+        self.running[self._places] = after.where(after.isfinite(), before)
 
 
 def _thirds(depth: int) -> list[int]:

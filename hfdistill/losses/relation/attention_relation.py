@@ -7,8 +7,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from hfdistill import functional
 from hfdistill.anatomy import Anatomy
+from hfdistill.functional.attention import relation_kl_of_pieces, relation_pieces
+from hfdistill.functional.chunks import blockwise_mean
+from hfdistill.functional.reductions import real_length, spared
 from hfdistill.losses.layerwise import AttentionLoss, Layers
 from hfdistill.losses.method import Method, Paper
 from hfdistill.representations import Attention, Batch, Needs
@@ -127,23 +129,33 @@ class AttentionRelationLoss(AttentionLoss):
         """Weighted sum over the relations of one pair of layers."""
         # the student's own heads are the teacher's too: see bind
         heads = self.relation_heads or (student.query.shape[1] if student.query is not None else 0)
+        mask = spared(mask)
         values = [
-            weight
-            * functional.relation_kl(
-                student.merged(left),
-                student.merged(right),
-                teacher.merged(left),
-                teacher.merged(right),
-                heads,
-                mask,
-            )
-            for (left, right), weight in zip(self.relations, self.weights, strict=True)
+            weight * _difference([side.merged(name) for side in (student, teacher) for name in pair], heads, mask)
+            for pair, weight in zip(self.relations, self.weights, strict=True)
         ]
         return torch.stack(values).sum()
 
     def count(self, batch: Batch) -> Tensor:
         """Rows: each is averaged over its own tokens first."""
         return batch.row_count()
+
+
+def _difference(vectors: Sequence[Tensor], heads: int, mask: Tensor | None) -> Tensor:
+    """Of one relation between vectors (B, N, D): left and right of the student, then of the teacher."""
+    pieces = [relation_pieces(side, heads) for side in vectors]
+    rows, _, tokens, _ = pieces[0].shape
+
+    def of_block(*parts: Tensor) -> tuple[Tensor, Tensor | int]:
+        # after the last real token of a block everything would be computed to be left out
+        kept = tokens if mask is None else real_length(parts[-1][:, 0])
+        left, right, taught_left, taught_right = (part[:, :, :kept] for part in parts[:4])
+        own = None if mask is None else spared(parts[-1][:, 0, :kept])
+        real = len(left) if own is None else own.bool().any(1).sum()
+        return relation_kl_of_pieces((left, right), (taught_left, taught_right), own), real * left.shape[1]
+
+    every = [] if mask is None else [mask[:, None]]  # (B, 1, N)
+    return blockwise_mean(of_block, pieces[:2], pieces[2:] + every, (rows, heads, tokens, tokens))
 
 
 def _parse_relation(relation: str) -> tuple[str, str]:
