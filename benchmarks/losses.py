@@ -20,10 +20,22 @@ from pathlib import Path
 import torch
 from transformers import BertConfig, BertModel
 
-from hfdistill import Anatomy, Attention, Batch, DistillationLoss, Needs, Representations, SoftTargetLoss
+from hfdistill import (
+    Anatomy,
+    Attention,
+    Batch,
+    DistillationLoss,
+    Needs,
+    OutputHead,
+    Representations,
+    SoftTargetLoss,
+)
 from hfdistill.losses import CATALOGUE
+from hfdistill.representations import IGNORE_INDEX
 
 CLASSES, HEADS, DEPTHS = 3, 12, (6, 12)
+WORDS, LABELLED = 30522, 7
+"""Of language models: the vocabulary, and every which token has a label, as in masked language modelling."""
 TRAINING_ROWS = 65536
 PAGE = """# What each loss costs
 
@@ -37,6 +49,8 @@ Each loss is measured in a process of its own, in turn with plain KD (soft targe
 
 * alone / KD: time of the loss over the time of plain KD, which on a step's scale is nothing.
 * step time, step memory: student's pass and loss together, over student's pass and plain KD: what a user pays.
+* Losses over a vocabulary (`Vocabulary...`): 30,522 words, every seventh token with a label; plain KD beside them is
+  still that of 3 classes.
 * Not in it: the teacher's pass, which all share; the virtual steps of `LearnedTransferLoss`; the assignments of
   `ChannelMatchingLoss`, seconds per pair of layers once in 2,000 batches. Memory banks hold 65,536 rows here.
 
@@ -59,6 +73,9 @@ def shown(depth: int, options: argparse.Namespace, needs: Needs, gradient: bool)
             layer: Attention(states(*shape), states(*shape), states(*shape), scaling=shape[-1] ** -0.5)
             for layer in needs.attention_layers
         },
+        output_head=OutputHead(states(options.rows, options.tokens, options.width), states(WORDS, options.width))
+        if needs.output_head
+        else None,
     )
 
 
@@ -71,17 +88,21 @@ def leaves(representations: Representations) -> list[torch.Tensor]:
         if tensor is not None
     ]
     logits = [] if representations.logits is None else [representations.logits]
-    return [*logits, *representations.hidden_states.values(), *attentions]
+    head = [tensor for tensor in representations.output_head or () if tensor is not None]
+    return [*logits, *representations.hidden_states.values(), *attentions, *head]
 
 
 def loss_step(loss: DistillationLoss, options: argparse.Namespace) -> Callable[[], None]:
     """One forward and backward pass of a loss."""
+    head = (*loss.task_heads, "ForSequenceClassification")[0]
     ours, theirs = (
-        Anatomy("bert", depth, options.width, HEADS, "interface", 30522, CLASSES, head="ForSequenceClassification")
-        for depth in DEPTHS
+        Anatomy("bert", depth, options.width, HEADS, "interface", WORDS, CLASSES, head=head) for depth in DEPTHS
     )
     loss.bind(ours, theirs)
     labels = torch.arange(options.rows) % CLASSES
+    if loss.task_heads:
+        places = torch.arange(options.rows * options.tokens).view(options.rows, options.tokens)
+        labels = (places % WORDS).masked_fill(places % LABELLED > 0, IGNORE_INDEX)  # (B, N)
     if loss.indexed:
         loss.bind_data(TRAINING_ROWS, torch.arange(TRAINING_ROWS) % CLASSES)
     needs = loss.needs()

@@ -112,7 +112,7 @@ def check_adapter(model: nn.Module | None, needs: Needs, role: str) -> None:
     config, anatomy = wrapped.active_peft_config, Anatomy.of(model)
     kind = config.peft_type.value
     if config.is_prompt_learning:
-        states = bool(needs.hidden_states) or (needs.logits and anatomy.head not in _ROW_HEADS)
+        states = bool(needs.hidden_states) or ((needs.logits or needs.output_head) and anatomy.head not in _ROW_HEADS)
         if needs.attention_layers or (states and kind not in _KEYS_ONLY):
             raise ValueError(
                 f"the {role}'s adapter ({kind}) puts {config.num_virtual_tokens} virtual tokens before the text, so "

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterable
-from dataclasses import fields
+from dataclasses import fields, replace
 
 import torch
 
@@ -103,7 +103,7 @@ def knowledge(kind: type[DistillationLoss]) -> str:
 
 def _facts(name: str, kind: type[DistillationLoss]) -> list[str]:
     loss, method = kind(), kind.method or Method()
-    loss.bind(STUDENT, TEACHER)
+    loss.bind(*(replace(side, head=(*kind.task_heads, side.head)[0]) for side in (STUDENT, TEACHER)))
     if loss.indexed:
         loss.bind_data(16, torch.arange(16) % 3)
     student, teacher = loss.needs()

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedType
 from torch import nn
@@ -22,6 +23,8 @@ from hfdistill.compatibility import (
     check_tokenizers,
     check_vocabulary_sizes,
 )
+from hfdistill.distributed.placement import check_own_model, own_device, shards_student
+from hfdistill.distributed.sharding import is_sharded
 from hfdistill.images.mixing import ImageMixing
 from hfdistill.images.pairing import settled_conversion
 from hfdistill.images.pixels import PixelConversion
@@ -30,30 +33,45 @@ from hfdistill.losses.bilevel import is_learning
 from hfdistill.mixup import UncertaintyMixup
 from hfdistill.model_loading import explained_loading
 from hfdistill.objective import Objective
+from hfdistill.output_head import check_output_head
 from hfdistill.shared_base import SharedBaseTeacher, shares_base
+from hfdistill.teacher_precision import convert, precision_of, settled_precision
 from hfdistill.teacher_tokens import holds_own
 from hfdistill.teachers import FrozenTeacher, Teacher
 
 
 def settled_teacher(
-    teacher: nn.Module | str | Path | Teacher | None, student: nn.Module, settings: DistillationSettings
+    teacher: nn.Module | str | Path | Teacher | None,
+    student: nn.Module,
+    settings: DistillationSettings,
+    device: torch.device,
 ) -> Teacher | None:
-    """A Teacher of what a user may give: a model, a folder or hub name, a Teacher, or None.
+    """A Teacher of what a user may give, in the precision asked for: a model, a name, a Teacher, or None.
 
     The student itself, and the base that its adapter sits on, become a SharedBaseTeacher.
 
     Args:
         teacher: what was given.
         student: the student, whose head says how to load a teacher by name.
-        settings: precision of a teacher by name, and whether the code that comes with it is run.
+        settings: precision and place of the teacher, and whether the code that comes with one by name is run.
+        device: where the student is trained.
 
     Raises:
         TypeError: something else was given.
-        ValueError: the teacher shares parameters with the student, or lacks a trained head.
+        ValueError: the teacher shares parameters with the student, lacks a trained head, or cannot be converted.
     """
+    device = own_device(settings.teacher_placement) or device
     if isinstance(teacher, str | Path):
-        loading: Any = {"dtype": settings.teacher_dtype, "trust_remote_code": settings.trust_remote_code}
+        precision = settled_precision(settings.teacher_dtype, device) or "float32"
+        dtype = "auto" if precision == "checkpoint" else precision  # the word of transformers for the same
+        loading: Any = {"dtype": dtype, "trust_remote_code": settings.trust_remote_code}
         return FrozenTeacher.from_pretrained(str(teacher), base_model(student), **loading)
+    settled = _frozen(teacher, student)
+    _convert(settled, settings.teacher_dtype, device)
+    return settled
+
+
+def _frozen(teacher: nn.Module | Teacher | None, student: nn.Module) -> Teacher | None:
     if isinstance(teacher, nn.Module):
         if shares_base(teacher, student):
             return SharedBaseTeacher(student)
@@ -67,6 +85,29 @@ def settled_teacher(
             f"represent), got {type(teacher).__name__}. The trainer asks it for representations of each batch."
         )
     return teacher
+
+
+def _convert(teacher: Teacher | None, asked: str | None, device: torch.device) -> None:
+    """Bring a teacher that was given as a model to the precision asked for, in place."""
+    if teacher is None or asked in (None, "checkpoint"):
+        return
+    if not isinstance(teacher, FrozenTeacher) or isinstance(teacher, SharedBaseTeacher):
+        already = isinstance(teacher, FrozenTeacher) and precision_of(teacher.model) == asked
+        if asked != "auto" and not already:
+            check_own_model(teacher, f"teacher_dtype={asked!r}")
+        return
+    fixed = is_sharded(teacher.model) or not all(own.is_floating_point() for own in teacher.model.parameters())
+    if asked == "auto" and fixed:
+        return
+    precision = settled_precision(asked, device)
+    if precision is None or precision_of(teacher.model) == precision:
+        return
+    if fixed:
+        raise ValueError(
+            f"teacher_dtype={asked!r} cannot be brought to a teacher that is quantised or in shards. Load it in the "
+            "precision that you want and leave teacher_dtype out, or pass its name or folder."
+        )
+    convert(teacher.model, precision)
 
 
 def check_same_tokens(
@@ -155,6 +196,10 @@ def bind_objective(objective: Objective, student: nn.Module, ours: Anatomy, teac
     check_attention(theirs, taught, model)
     check_adapter(student, asked, "student")
     check_adapter(model, taught, "teacher")
+    if asked.output_head:
+        check_output_head(student, ours, "student")
+    if taught.output_head and model is not None:
+        check_output_head(model, theirs, "teacher")
     if teacher is None and taught:
         raise ValueError(
             f"{objective!r} learns from a teacher, but teacher is None. Pass teacher=...; only an objective of losses "
@@ -164,16 +209,23 @@ def bind_objective(objective: Objective, student: nn.Module, ours: Anatomy, teac
         check_label_order(ours, theirs)
 
 
-def check_run(args: TrainingArguments, objective: Objective, accelerator: Accelerator) -> None:
+def check_run(
+    args: TrainingArguments,
+    objective: Objective,
+    accelerator: Accelerator,
+    loss_function: Callable[..., Any] | None = None,
+) -> None:
     """Refuse a run whose batches or sharding its objective cannot be learnt with.
 
     Args:
         args: of the run.
         objective: bound.
         accelerator: the run's.
+        loss_function: the Trainer's `compute_loss_func`.
 
     Raises:
-        ValueError: see check_batch_size, check_bilevel; or an objective that teaches in stages under FSDP.
+        ValueError: see check_batch_size, check_bilevel; an objective that teaches in stages under FSDP; one that reads
+            the student's head where it lies in shards, or where a function of one's own reads its logits.
     """
     check_batch_size(args, objective)
     check_bilevel(objective, accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED))
@@ -181,6 +233,17 @@ def check_run(args: TrainingArguments, objective: Objective, accelerator: Accele
         raise ValueError(
             f"{objective!r} teaches in stages and freezes a part of the student in each, but FSDP settles before the "
             "first step what learns: later stages would teach nothing. Train data-parallel (DDP) or with DeepSpeed."
+        )
+    reads_head = objective.needs()[0].output_head
+    if reads_head and shards_student(accelerator):
+        raise ValueError(
+            f"{objective!r} makes logits in chunks from the student's whole head, outside its forward pass, where "
+            "FSDP and ZeRO-3 hold it in shards. Train data-parallel (DDP, ZeRO-2), or use SoftTargetLoss and TaskLoss."
+        )
+    if reads_head and loss_function is not None:
+        raise ValueError(
+            f"compute_loss_func is given the student's logits, which {objective!r} does not make as a whole. Leave "
+            "compute_loss_func out, or use SoftTargetLoss and TaskLoss."
         )
 
 
@@ -244,7 +307,7 @@ def _check_image_mixing(objective: Objective, student: Anatomy) -> None:
 
 
 def _check_mixed_rows(objective: Objective, student: Anatomy, teacher: Teacher | None) -> None:
-    if student.head == "ForCausalLM" and any(isinstance(objective[name], TaskLoss) for name in objective):
+    if student.head == "ForCausalLM" and any(objective[name].labels_alone for name in objective):
         raise ValueError(
             "uncertainty_mixup mixes rows token by token, and which token follows in a mixture is not defined, so "
             "that TaskLoss has no labels in a causal model. Leave TaskLoss out of the objective, or mixup off."

@@ -14,6 +14,7 @@ PAIRS = ((1, 2), (2, 4))
 """Layers of the toy student and of the toy teacher that variants compare."""
 LOGITS = (Needs(logits=True), Needs(logits=True))
 HIDDEN = (Needs(hidden_states=frozenset({1, 2})), Needs(hidden_states=frozenset({2, 4})))
+HEADS = (Needs(output_head=True), Needs(output_head=True))
 LAST = (Needs(hidden_states=frozenset({2})), Needs(hidden_states=frozenset({4})))
 
 

@@ -13,9 +13,11 @@ import torch
 from torch import Tensor
 
 from hfdistill.anatomy import Anatomy
-from hfdistill.representations import IGNORE_INDEX, Attention, Batch, Representations
+from hfdistill.representations import IGNORE_INDEX, Attention, Batch, OutputHead, Representations
 
-ROWS, TOKENS = "ForSequenceClassification", "ForTokenClassification"
+ROWS, TOKENS, WORDS = "ForSequenceClassification", "ForTokenClassification", "ForMaskedLM"
+SHARED = -1
+"""In place of an axis of tokens: a tensor that all rows share, such as the weight of a head."""
 LENGTHS = (5, 2, 4)
 """Real tokens of each row."""
 DATA_LABELS = torch.arange(16) % 3
@@ -54,7 +56,7 @@ class Scene:
 
         def pad(filler: float) -> Callable[[Tensor, int | None], Tensor]:
             def change(tensor: Tensor, axis: int | None) -> Tensor:
-                if axis is None:
+                if axis is None or axis == SHARED:
                     return tensor
                 filled = 0 if tensor.dtype == torch.bool else filler
                 shape = [1] * tensor.dim()
@@ -72,6 +74,8 @@ class Scene:
         tokens = int(mask.sum(1).max())
 
         def cut(tensor: Tensor, axis: int | None) -> Tensor:
+            if axis == SHARED:
+                return tensor
             return tensor[chosen] if axis is None else tensor[chosen].narrow(axis, 0, tokens)
 
         labels = self.batch.labels
@@ -110,9 +114,9 @@ def toy_scene(
     """Random float32 numbers of both sides; one label is ignored, and the padding holds numbers like any other."""
     generator = torch.Generator().manual_seed(seed)
     mask = torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]  # (B, N)
-    shape = (len(lengths), max(lengths)) if student.head == TOKENS else (len(lengths),)
+    shape = (len(lengths), max(lengths)) if student.head in (TOKENS, WORDS) else (len(lengths),)
     labels = torch.randint(0, student.classes, shape, generator=generator)
-    if student.head == TOKENS:
+    if student.head in (TOKENS, WORDS):
         labels = labels.masked_fill(~mask, IGNORE_INDEX)
     labels[-1] = IGNORE_INDEX
     ours, theirs = (_shown(anatomy, mask, (*shape, anatomy.classes), generator) for anatomy in (student, teacher))
@@ -138,12 +142,16 @@ def rebuilt(shown: Representations, tensors: Iterator[Tensor]) -> Representation
 
 
 def mapped(shown: Representations, change: Callable[[Tensor, int | None], Tensor]) -> Representations:
-    """New representations of changed tensors; `change` is given a tensor and the axis of its tokens."""
-    logits = shown.logits
+    """New representations of changed tensors; `change` is given a tensor and the axis of its tokens, or SHARED."""
+    logits, head = shown.logits, shown.output_head
+    if head is not None:
+        features, head = change(head.features, 1), head.changed(lambda tensor: change(tensor, SHARED))
+        head = head._replace(features=features)
     return Representations(
         logits=None if logits is None else change(logits, 1 if logits.dim() == 3 else None),
         hidden_states={layer: change(state, 1) for layer, state in shown.hidden_states.items()},
         attentions={layer: _mapped_attention(attention, change) for layer, attention in shown.attentions.items()},
+        output_head=head,
     )
 
 
@@ -161,12 +169,17 @@ def _shown(anatomy: Anatomy, mask: Tensor, logits: tuple[int, ...], generator: t
         query, key, value = torch.randn(shape, generator=generator)
         return Attention(query, key, value, scaling=shape[-1] ** -0.5, allowed=mask[:, None, None])  # (B, 1, 1, N)
 
+    def head() -> OutputHead:
+        shapes = (rows, tokens, anatomy.width), (anatomy.classes, anatomy.width), (anatomy.classes,)
+        return OutputHead(*(torch.randn(shape, generator=generator) for shape in shapes))
+
     return Representations(
         logits=torch.randn(logits, generator=generator),
         hidden_states={
             layer: torch.randn(rows, tokens, anatomy.width, generator=generator) for layer in range(anatomy.depth + 1)
         },
         attentions={layer: attention() for layer in range(1, anatomy.depth + 1)},
+        output_head=head() if anatomy.head == WORDS else None,
     )
 
 

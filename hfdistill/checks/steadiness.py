@@ -9,7 +9,7 @@ from torch import Tensor
 
 from hfdistill.checks.examination import Examination
 from hfdistill.checks.findings import Finding, Findings
-from hfdistill.checks.preflight import teacher_mode
+from hfdistill.checks.preflight import teacher_mode, teacher_running
 from hfdistill.representations import Needs, Representations
 
 ROUNDING = 1e-3
@@ -47,15 +47,19 @@ def steadiness(examination: Examination) -> Finding:
 
 
 def examined_teacher(examination: Examination) -> Findings:
-    """The teacher's mode and its determinism."""
+    """The teacher's mode, precision and determinism."""
     if examination.teacher is None:
         return Findings([Finding("teacher", "note", "not applicable: there is no teacher.")])
-    return Findings([*teacher_mode(examination.teacher, examination.student), steadiness(examination)])
+    mode = teacher_mode(examination.teacher, examination.student)
+    running = teacher_running(examination.teacher, examination.trainer.args.device)
+    return Findings([*mode, *running, steadiness(examination)])
 
 
 def _tensors(shown: Representations) -> Iterator[Tensor]:
     if shown.logits is not None:
         yield torch.nan_to_num(shown.logits, neginf=0.0)  # -inf is how classes are switched off
+    if shown.output_head is not None:
+        yield shown.output_head.features
     yield from shown.hidden_states.values()
     for attention in shown.attentions.values():
         kept = (attention.query, attention.key, attention.value, attention.given_probabilities)

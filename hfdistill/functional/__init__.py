@@ -111,3 +111,6 @@ from hfdistill.functional.supervision import unix_mix as unix_mix
 from hfdistill.functional.supervision import unix_scores as unix_scores
 from hfdistill.functional.variational import initial_scale as initial_scale
 from hfdistill.functional.variational import variational_information as variational_information
+from hfdistill.functional.vocabulary import OutputHead as OutputHead
+from hfdistill.functional.vocabulary import vocabulary_cross_entropy as vocabulary_cross_entropy
+from hfdistill.functional.vocabulary import vocabulary_divergence as vocabulary_divergence

@@ -59,6 +59,7 @@ from hfdistill.losses.response.soft_target import SoftTargetLoss
 from hfdistill.losses.response.standardized import StandardizedLoss
 from hfdistill.losses.response.top_classes import TopKLoss
 from hfdistill.losses.response.triplet import TripletLoss
+from hfdistill.losses.response.vocabulary import VocabularyDivergenceLoss, VocabularyTaskLoss
 from hfdistill.losses.task import TaskLoss
 
 CATALOGUE: dict[str, type[DistillationLoss]] = {
@@ -80,6 +81,8 @@ CATALOGUE: dict[str, type[DistillationLoss]] = {
         StandardizedLoss,
         TopKLoss,
         TripletLoss,
+        VocabularyDivergenceLoss,
+        VocabularyTaskLoss,
         ActivationAttentionLoss,
         PrimeAwareLoss,
         AttendedLayerLoss,
@@ -183,4 +186,6 @@ __all__ = [
     "TripletLoss",
     "UniversalLogitLoss",
     "VariationalLoss",
+    "VocabularyDivergenceLoss",
+    "VocabularyTaskLoss",
 ]

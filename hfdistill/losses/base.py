@@ -46,6 +46,9 @@ class DistillationLoss(nn.Module, ABC):
     labels_alone: ClassVar[bool] = False
     """Whether the loss knows nothing but labels: of a student with two heads (DeiT) it trains the one for labels."""
 
+    task_heads: ClassVar[tuple[str, ...]] = ()
+    """Kinds of task heads that the loss is for, as in `Anatomy.head`; none named: any."""
+
     same_tokens: ClassVar[bool] = True
     """Whether the two models must read the same tokens; False: each may have its own tokenizer."""
 

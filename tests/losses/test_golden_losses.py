@@ -8,12 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import golden
 import pytest
 import torch
 from torch import Tensor
-from toy_representations import toy_anatomy
+from toy_representations import ROWS, toy_anatomy
 
 from hfdistill.losses import (
     AttentionMapLoss,
@@ -22,10 +23,11 @@ from hfdistill.losses import (
     HiddenStateLoss,
     PatienceLoss,
     SoftTargetLoss,
+    VocabularyDivergenceLoss,
 )
 from hfdistill.losses.relation.attention_relation import MINILM
 from hfdistill.presets import preset
-from hfdistill.representations import Attention, Batch, Representations
+from hfdistill.representations import Attention, Batch, OutputHead, Representations
 
 pytestmark = pytest.mark.data
 Shown = tuple[Representations, Representations]
@@ -35,6 +37,13 @@ Inputs = dict[str, Tensor]
 def on_logits(inputs: Inputs) -> Shown:
     """Logits of both sides."""
     return Representations(inputs["s"]), Representations(inputs["t"])
+
+
+def on_heads(inputs: Inputs) -> Shown:
+    """Logits of both sides as features before a head that leaves them as they are."""
+    same = torch.eye(inputs["s"].shape[-1], dtype=torch.float64)
+    ours, theirs = (Representations(output_head=OutputHead(inputs[side], same)) for side in "st")
+    return ours, theirs
 
 
 def on_states(inputs: Inputs) -> Shown:
@@ -69,6 +78,11 @@ def on_vectors(inputs: Inputs) -> Shown:
     return Representations(attentions={1: first}), Representations(attentions={1: second})
 
 
+def chunked(*arguments: Any, **keywords: Any) -> Callable[[], DistillationLoss]:
+    """A loss over a large vocabulary, three tokens at a time."""
+    return lambda: VocabularyDivergenceLoss(*arguments, chunk=3, **keywords)
+
+
 ONE = [(1, 1)]
 CASES: dict[str, tuple[Callable[[], DistillationLoss], Callable[[Inputs], Shown]]] = {
     "kd_kl/T2.0": (lambda: SoftTargetLoss(2.0), on_logits),
@@ -86,6 +100,12 @@ CASES: dict[str, tuple[Callable[[], DistillationLoss], Callable[[Inputs], Shown]
     "tinybert_att/padded": (lambda: AttentionMapLoss(ONE, reduction="tinybert"), on_scores),
     "minilm/v1": (lambda: AttentionRelationLoss(ONE, MINILM), on_vectors),
     "minilm/v2": (lambda: AttentionRelationLoss(ONE), on_vectors),
+    "forward_kl/tok": (chunked(), on_heads),
+    "reverse_kl/tok": (chunked("reverse_kl"), on_heads),
+    "generalized_jsd/beta0.1": (chunked("jsd", 0.1), on_heads),
+    "generalized_jsd/beta0.5_T2": (chunked("jsd", temperature=2.0), on_heads),
+    "skew_forward_kl/0.1": (chunked("skewed_kl"), on_heads),
+    "skew_reverse_kl/0.1": (chunked("skewed_reverse_kl"), on_heads),
 }
 DEPTHS = {"on_layers": 3}
 
@@ -108,11 +128,13 @@ def test_a_class_gives_the_golden_value(name: str, shared: Path) -> None:
         next(iter(side.hidden_states.values())).shape[-1] if side.hidden_states else 8 for side in (student, teacher)
     )
     depth = DEPTHS.get(show.__name__, 1)
-    loss.bind(toy_anatomy(narrow, depth), toy_anatomy(wide, depth))
+    head = (*loss.task_heads, ROWS)[0]
+    loss.bind(toy_anatomy(narrow, depth, head=head), toy_anatomy(wide, depth, head=head))
     loss.double()
     if "W" in inputs:
         loss.load_state_dict({"projectors.0.linear.weight": inputs["W"], "projectors.0.linear.bias": inputs["b"]})
-    batch = Batch(4, mask=inputs.get("mask"))
+    labels = inputs["labels"].long() if "labels" in inputs else None
+    batch = Batch(4, labels, mask=inputs.get("mask"))
     assert loss(student, teacher, batch).item() == pytest.approx(case["expected"], rel=1e-9)
 
 
