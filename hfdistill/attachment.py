@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
@@ -89,9 +90,11 @@ class Attachment:
                 "student at once; let the first finish, or give each its own student."
             )
         self.student.add_module(SUBMODULE, self.objective)
+        # a compiled student is compiled without the objective, whose numbers change from step to step (progress)
+        eager: Any = torch.compiler.disable
         self._handles = [
-            self.student.register_forward_pre_hook(self._before, with_kwargs=True),
-            self.student.register_forward_hook(self._after),
+            self.student.register_forward_pre_hook(eager(self._before), with_kwargs=True),
+            self.student.register_forward_hook(eager(self._after)),
         ]
         self._ignore_on_save()
         return self
@@ -123,7 +126,7 @@ class Attachment:
         needs, _ = self.objective.needs(self._request.batch.progress)
         self._view = Capture(self.student, needs, self.anatomy)
         self._view.__enter__()
-        return args, {**kwargs, **self._view.arguments}
+        return args, self._view.given(kwargs)
 
     def _after(self, student: nn.Module, args: Any, output: Any) -> tuple[Any, ObjectiveResult] | None:
         view, request = self._view, self._request

@@ -20,10 +20,11 @@ from functools import partial
 from types import TracebackType
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from hfdistill.anatomy import Anatomy, attention_modules, base_model, eager_attention
+from hfdistill.attention_inputs import read_attention
+from hfdistill.output_head import OutputHeadView
 from hfdistill.representations import Attention, Needs, Representations
 
 _IMPLEMENTATION = "hfdistill_capture"
@@ -44,19 +45,27 @@ class Capture:
         model: a PreTrainedModel, or a PeftModel around one.
         needs: what to show.
         anatomy: the model's anatomy where it is already known.
+        at_last: called as soon as the attention of all wanted layers is noted; it may raise to end the pass.
 
     Raises:
         ValueError: attention is needed of a model that cannot show it; the message says what it can show.
     """
 
-    def __init__(self, model: nn.Module, needs: Needs, anatomy: Anatomy | None = None) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        needs: Needs,
+        anatomy: Anatomy | None = None,
+        at_last: Callable[[], None] | None = None,
+    ) -> None:
         self.model = model
         self.needs = needs
         self.anatomy = Anatomy.of(model) if anatomy is None else anatomy
         check_attention(self.anatomy, needs, model)
         calls = {self.anatomy.attention_calls(layer): layer for layer in needs.attention_layers}
-        self._recorder = _Recorder(calls)
+        self._recorder = _Recorder(calls, at_last)
         self._unmarked: list[tuple[nn.Module, Any]] = []
+        self._head = OutputHeadView(model, whole=needs.logits) if needs.output_head else None
 
     @property
     def arguments(self) -> dict[str, Any]:
@@ -68,7 +77,16 @@ class Capture:
             arguments["output_attentions"] = True
         return arguments
 
+    def given(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
+        """All that the forward call is given: `arguments`, and the inputs without labels where no logits are made."""
+        kept = {name: value for name, value in inputs.items() if name != "labels" or not self._without_logits}
+        return {**kept, **self.arguments}
+
     def __enter__(self) -> Capture:
+        if self._head is not None:
+            self._head.__enter__()
+        if self.needs.hidden_states:
+            _install_recording(base_model(self.model))
         if self.needs.attention_layers and self.anatomy.attention == "interface":
             _register()
             marked: dict[int, Any] = {}  # one marked copy per configuration object
@@ -86,6 +104,8 @@ class Capture:
         for module, config in self._unmarked:
             module.config = config
         self._unmarked.clear()
+        if self._head is not None:
+            self._head.__exit__(kind, error, traceback)
 
     def representations(self, output: Mapping[str, Any]) -> Representations:
         """What `output` and the recorder show.
@@ -99,22 +119,27 @@ class Capture:
                 "the model with return_dict=True (the default of transformers 5)."
             )
         return Representations(
-            logits=output.get("logits"),
+            logits=None if self._without_logits else output.get("logits"),
             class_logits=output.get("cls_logits"),
             distillation_logits=output.get("distillation_logits"),
             hidden_states=self._hidden_states(output),
             attentions=self._attentions(output),
             loss=output.get("loss"),
+            output_head=None if self._head is None else self._head.shown(),
         )
 
     def plain(self, output: Any) -> Any:
-        """`output` without the tensors that only the losses asked for."""
+        """`output` without what only the losses asked for, and without logits of no tokens."""
         added = {"output_hidden_states": "hidden_states", "output_attentions": "attentions"}
-        surplus = {added[name] for name in self.arguments}
+        surplus = {added[name] for name in self.arguments} | ({"logits"} if self._without_logits else set())
         if not surplus:
             return output
         surplus.add("reshaped_hidden_states")  # Swin's second form of the same states
         return type(output)(**{key: value for key, value in output.items() if key not in surplus})
+
+    @property
+    def _without_logits(self) -> bool:
+        return self.needs.output_head and not self.needs.logits
 
     def _hidden_states(self, output: Mapping[str, Any]) -> dict[int, Tensor]:
         states: dict[int, Tensor] = {}
@@ -127,10 +152,10 @@ class Capture:
                     f"{len(given)} hidden states without it. Its layers may be counted differently from its "
                     f"configuration ({self.anatomy.depth}); choose other layers, or a loss on logits."
                 )
-            states[layer] = self._as_tokens(layer, state)
+            states[layer] = self.as_tokens(layer, state)
         return states
 
-    def _as_tokens(self, layer: int, state: Tensor) -> Tensor:
+    def as_tokens(self, layer: int, state: Tensor) -> Tensor:
         """A map (B, C, rows, columns) as the states of its places, (B, N, C), row by row."""
         if state.dim() != 4:
             return state
@@ -162,6 +187,10 @@ class Capture:
                 "layers, so layers cannot be told apart. Attention knowledge is not available for this family; use "
                 "hidden states or logits."
             )
+        return self.noted_attentions()
+
+    def noted_attentions(self) -> dict[int, Attention]:
+        """The attention that was noted on the way; of a pass that went to its end ask `representations`."""
         return {layer: attention() for layer, attention in self._recorder.noted.items()}
 
 
@@ -177,7 +206,7 @@ def capture(model: nn.Module, inputs: Mapping[str, Any], needs: Needs) -> tuple[
         ValueError: the model cannot show it.
     """
     with Capture(model, needs) as view:
-        output = model(**inputs, **view.arguments)
+        output = model(**view.given(inputs))
     representations = view.representations(output)  # first: it refuses what is no ModelOutput
     return view.plain(output), representations
 
@@ -245,8 +274,9 @@ class _MarkedConfig:
 class _Recorder:
     """Counts attention calls and keeps what the wanted ones were given, by the layer that each belongs to."""
 
-    def __init__(self, wanted: Mapping[int, int]) -> None:
+    def __init__(self, wanted: Mapping[int, int], at_last: Callable[[], None] | None = None) -> None:
         self.wanted = wanted  # number of a call -> layer
+        self.at_last = at_last
         self.calls = 0
         self.noted: dict[int, Callable[[], Attention]] = {}
 
@@ -265,65 +295,9 @@ class _Recorder:
             )
         # made after the pass: what was computed here would be missing where a checkpointed layer is computed again
         eager = module.config.hfdistill_base == "eager"  # type: ignore[union-attr]
-        self.noted[layer] = partial(_attention, module, query, key, value, mask, kwargs, eager)
-
-
-def _attention(
-    module: nn.Module,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    mask: Tensor | None,
-    kwargs: dict[str, Any],
-    eager: bool,
-) -> Attention:
-    """What an attention module was given, as Attention."""
-    scaling = kwargs.get("scaling")
-    allowed, bias = _read_mask(module, query, key, mask, kwargs, eager)
-    position_bias = kwargs.get("position_bias")
-    if position_bias is not None:
-        bias = position_bias if bias is None else bias + position_bias
-    return Attention(
-        query=query,
-        key=key,
-        value=value,
-        scaling=query.shape[-1] ** -0.5 if scaling is None else float(scaling),
-        bias=bias,
-        allowed=allowed,
-    )
-
-
-def _read_mask(
-    module: nn.Module, query: Tensor, key: Tensor, mask: Tensor | None, kwargs: dict[str, Any], eager: bool
-) -> tuple[Tensor | None, Tensor | None]:
-    """Split a backend's mask into allowed pairs (bool) and a finite bias."""
-    if mask is None or mask.dim() != 4:
-        # eager applies nothing but the mask it is given
-        return None if eager else _implied_mask(module, query, key, mask, kwargs), None
-    mask = mask[..., : key.shape[2]]
-    if mask.dtype == torch.bool:
-        return mask, None
-    allowed = mask > torch.finfo(mask.dtype).min / 2
-    bias = mask.masked_fill(~allowed, 0.0)
-    return allowed.all(dim=1, keepdim=True), bias  # (B or 1, 1, N, N); a bias may differ between heads
-
-
-def _implied_mask(
-    module: nn.Module, query: Tensor, key: Tensor, padding: Tensor | None, kwargs: dict[str, Any]
-) -> Tensor | None:
-    """Allowed pairs where a backend is told by arguments: SDPA of causality, flash also of its window and padding."""
-    causal, window = kwargs.get("is_causal"), kwargs.get("sliding_window")
-    if causal is None:
-        causal = getattr(module, "is_causal", True)  # the default that transformers' backends take
-    if not causal and window is None and padding is None:
-        return None
-    keys = torch.arange(key.shape[2], device=query.device)
-    ahead = keys - keys[key.shape[2] - query.shape[2] :, None]  # (N, N): how far a key lies after its query
-    allowed = (ahead <= 0) | (not causal)
-    if window is not None:
-        allowed = allowed & (ahead.abs() < window)
-    allowed = allowed[None, None]  # (1, 1, N, N)
-    return allowed if padding is None else allowed & padding[:, None, None, :].bool()  # (B, 1, N, N)
+        self.noted[layer] = partial(read_attention, module, query, key, value, mask, kwargs, eager)
+        if self.at_last is not None and len(self.noted) == len(self.wanted):
+            self.at_last()
 
 
 def _record_and_delegate(
@@ -337,6 +311,15 @@ def _record_and_delegate(
     backend = eager_attention(module) if eager else ALL_ATTENTION_FUNCTIONS[config.hfdistill_base]
     result: tuple[Tensor, Tensor | None] = backend(module, query, key, value, attention_mask, **kwargs)
     return result
+
+
+def _install_recording(model: Any) -> None:
+    """Let transformers hang its recording of states on the layers now: a compiled pass would be broken by it."""
+    from transformers.utils.output_capturing import maybe_install_capturing_hooks
+
+    # once: it would hang the recording on a part that has it already a second time, and each layer would count twice
+    if not any("_output_capturing_hooks_installed" in vars(module) for module in model.modules()):
+        maybe_install_capturing_hooks(model)
 
 
 def _register() -> None:

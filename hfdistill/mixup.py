@@ -194,10 +194,12 @@ class MixedBatch:
                     f"expected embeddings of {tuple(ids.shape)} tokens, got {shown}. Rows are mixed place by place; "
                     "switch off packing or unpadding of sequences."
                 )
-            called = embedding if is_sharded(embedding) else embedding.forward  # a call gathers what it needs again
-            return _blended(output, called(ids), self.mix, self.masks)
+            masks = None if self.masks is None else (self.masks[0].to(output.device), self.masks[1].to(output.device))
+            return _blended(output, called(ids.to(output.device)), self.mix, masks)
 
-        handle = root.get_input_embeddings().register_forward_hook(hook)
+        table = root.get_input_embeddings()
+        called = table if is_sharded(table) else table.forward  # a call gathers what it needs again
+        handle = table.register_forward_hook(hook)
         try:
             yield
         finally:
@@ -271,5 +273,5 @@ def _blended(own: Tensor, other: Tensor, mix: Mix, masks: tuple[Tensor, Tensor] 
         spread = (..., *[None] * (own.ndim - 2))
         own, other = own.masked_fill(~masks[0][spread], 0), other.masked_fill(~masks[1][spread], 0)
     wide = torch.float64 if own.dtype == torch.float64 else torch.float32  # bfloat16 would round the shares
-    share = mix.coefficients.to(wide).view(-1, *[1] * (own.ndim - 1))  # (k, 1, ...)
+    share = mix.coefficients.to(own.device, wide).view(-1, *[1] * (own.ndim - 1))  # (k, 1, ...)
     return ((1 - share) * own + share * other).to(own.dtype)

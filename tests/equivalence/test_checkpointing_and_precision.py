@@ -9,12 +9,21 @@ from torch import Tensor
 from toy_models import toy_bert, toy_modernbert
 from training_toys import largest_difference, logged, trainer_of, weights_of
 
-from hfdistill import AttentionMapLoss, DistillationTrainer, HiddenStateLoss, Objective, SoftTargetLoss, TaskLoss
+from hfdistill import (
+    AttentionMapLoss,
+    AttentionRelationLoss,
+    DistillationTrainer,
+    HiddenStateLoss,
+    Objective,
+    SoftTargetLoss,
+    TaskLoss,
+)
 
 
 def one_step(folder: Path, student: Any = toy_bert, **changes: Any) -> DistillationTrainer:
-    """A trainer after one step of SGD with hidden states and attention scores among the losses."""
-    objective = Objective(task=TaskLoss(), kd=SoftTargetLoss(), hidden=HiddenStateLoss(), attention=AttentionMapLoss())
+    """A trainer after one step of SGD with hidden states, attention scores and relations among the losses."""
+    captured = {"hidden": HiddenStateLoss(), "attention": AttentionMapLoss(), "relation": AttentionRelationLoss()}
+    objective = Objective(task=TaskLoss(), kd=SoftTargetLoss(), **captured)
     torch.manual_seed(2)
     trainer = trainer_of(folder, objective, student(layers=2, width=8), max_steps=1, **changes)
     trainer.train()
