@@ -5,15 +5,14 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from transformers import TrainingArguments
 
-from hfdistill.distributed.placement import PLACEMENTS
+from hfdistill.distributed.placement import own_device
 from hfdistill.images.mixing import ImageMixing
 from hfdistill.mixup import UncertaintyMixup
-
-_PRECISIONS = ("float32", "bfloat16", "float16", "auto")
+from hfdistill.teacher_precision import PRECISIONS, CachePrecision
 
 
 @dataclass
@@ -24,11 +23,21 @@ class DistillationTrainingArguments(TrainingArguments):
     Args:
         trust_remote_code: run the code that the repository of a model, tokenizer or image processor brings with it, of
             those that are given by name. Off: these are refused, and nobody is asked.
-        teacher_dtype: precision in which a teacher given by name is loaded: "float32", "bfloat16", "float16", or
-            "auto" for what its checkpoint was saved in.
+        teacher_dtype: precision of the teacher's weights: "float32", "bfloat16", "float16"; "checkpoint", what it was
+            saved in; "auto", bfloat16 where the device multiplies in it (see fast_bfloat16), else float32, as the log
+            says. A teacher that is passed as a model is converted in place. None: such a model stays as it is, and one
+            that is given by name is loaded in float32.
         teacher_placement: where the teacher's weights lie in a run of many processes: "replicated", a whole copy in
             each; "sharded", spread over them as the student's are by FSDP2 or ZeRO-3; "auto", sharded where the
-            student's parameters are, else replicated. A teacher that is no transformers model places itself.
+            student's parameters are, else replicated; or a device ("cpu", "cuda:1"): a whole copy there, to which each
+            batch is sent, with what it shows sent back. A teacher that is no transformers model places itself.
+        teacher_torch_compile: compile the teacher by torch.compile: a few percent faster for tens of seconds at the
+            first batch, and again at new lengths.
+        teacher_cache: folder in which what the teacher shows of each row is kept, so that later epochs, seeds and runs
+            do not ask it again; made and filled as training goes, or ahead by `hfdistill cache`. Rows that are drawn
+            anew in each epoch (masking, augmentation, mixing) are refused.
+        teacher_cache_dtype: how precisely it is kept: "float32", "bfloat16", "float16", or "auto", as the teacher
+            shows it.
         eval_objective: also evaluate every term of the objective, as `eval_loss/<name>`; needs the teacher, and one
             more pass of the student, for each evaluation batch.
         embedding_perturbation: length epsilon of LRC-BERT's gradient perturbation of the embedding output; 0 is off.
@@ -47,21 +56,31 @@ class DistillationTrainingArguments(TrainingArguments):
             how many since the last line (`skipped_updates`).
 
     Raises:
-        ValueError: an unknown precision; a file as output folder; a negative perturbation; options of mixing that do
-            not fit; two kinds of mixing at once, or uncertainty_mixup and a perturbation.
+        ValueError: an unknown precision or placement; a file as output folder; a negative perturbation; options of
+            mixing that do not fit; two kinds of mixing at once, or uncertainty_mixup and a perturbation.
         TypeError: an unknown option of mixup.
     """
 
     trust_remote_code: bool = field(
         default=False, metadata={"help": "Run code that a model's repository brings with it."}
     )
-    teacher_dtype: str = field(
-        default="float32",
-        metadata={"help": "Precision of a teacher given by name: float32, bfloat16, float16 or auto."},
+    teacher_dtype: str | None = field(
+        default=None,
+        metadata={"help": "Precision of the teacher: float32, bfloat16, float16, checkpoint, auto; None: as given."},
     )
     teacher_placement: str = field(
         default="auto",
-        metadata={"help": "Where the teacher's weights lie among processes: auto, replicated or sharded."},
+        metadata={"help": "Where the teacher's weights lie: auto, replicated, sharded, or a device."},
+    )
+    teacher_torch_compile: bool = field(
+        default=False,
+        metadata={"help": "Compile the teacher by torch.compile; the first batch takes tens of seconds."},
+    )
+    teacher_cache: str | None = field(
+        default=None, metadata={"help": "Folder in which what the teacher shows of each row is kept."}
+    )
+    teacher_cache_dtype: str = field(
+        default="auto", metadata={"help": "How precisely it is kept: auto, float32, bfloat16 or float16."}
     )
     eval_objective: bool = field(
         default=False, metadata={"help": "Also evaluate every term of the objective, as eval_loss/<name>."}
@@ -108,26 +127,33 @@ class DistillationTrainingArguments(TrainingArguments):
                 f"on_nonfinite must be 'stop' or 'skip', got {self.on_nonfinite!r}: a NaN that is let through makes "
                 "every weight of the student NaN."
             )
-        if self.teacher_dtype not in _PRECISIONS:
-            raise ValueError(
-                f"teacher_dtype must be one of {', '.join(_PRECISIONS)}, got {self.teacher_dtype!r}. It is how a "
-                "teacher given by name is loaded; 'auto' takes what its checkpoint was saved in."
-            )
         if not str(self.output_dir).strip() or Path(str(self.output_dir)).is_file():
             raise ValueError(
                 f"output_dir must be a folder, there already or not, got {self.output_dir!r}: nothing could be saved "
                 "there. Name another place."
             )
-        if self.teacher_placement not in PLACEMENTS:
-            raise ValueError(
-                f"teacher_placement must be one of {', '.join(PLACEMENTS)}, got {self.teacher_placement!r}. It says "
-                "whether each process holds the whole teacher (replicated) or a part of it (sharded)."
-            )
+        _check_teacher(self)
         if not 0 <= self.embedding_perturbation < math.inf:
             raise ValueError(
                 f"embedding_perturbation must be 0 (off) or above, got {self.embedding_perturbation}: it is the "
                 "length of a step against the student. LRC-BERT's order of magnitude is 1."
             )
+
+
+def _check_teacher(args: DistillationTrainingArguments) -> None:
+    if args.teacher_dtype is not None and args.teacher_dtype not in PRECISIONS:
+        raise ValueError(
+            f"teacher_dtype must be one of {', '.join(PRECISIONS)}, got {args.teacher_dtype!r}. It is the precision "
+            "of the teacher's weights; 'auto' takes the one that is fastest here, 'checkpoint' the one that it was "
+            "saved in."
+        )
+    own_device(args.teacher_placement)
+    if args.teacher_cache_dtype not in get_args(CachePrecision):
+        raise ValueError(
+            f"teacher_cache_dtype must be one of {', '.join(get_args(CachePrecision))}, got "
+            f"{args.teacher_cache_dtype!r}. It is how precisely the cache keeps what the teacher shows; 'auto' keeps "
+            "it as it is shown."
+        )
 
 
 def _image_mixing(args: DistillationTrainingArguments) -> ImageMixing | None:
@@ -141,7 +167,7 @@ def _image_mixing(args: DistillationTrainingArguments) -> ImageMixing | None:
 class DistillationSettings:
     """What the trainer reads of either kind of arguments; see DistillationTrainingArguments."""
 
-    teacher_dtype: str = "float32"
+    teacher_dtype: str | None = None
     eval_objective: bool = False
     embedding_perturbation: float = 0.0
     uncertainty_mixup: UncertaintyMixup | None = None
@@ -149,6 +175,14 @@ class DistillationSettings:
     trust_remote_code: bool = False
     on_nonfinite: str = "stop"
     teacher_placement: str = "auto"
+    teacher_torch_compile: bool = False
+    teacher_cache: str | None = None
+    teacher_cache_dtype: str = "auto"
+
+    @property
+    def running(self) -> tuple[str, bool]:
+        """Where the teacher runs, and whether it is compiled."""
+        return self.teacher_placement, self.teacher_torch_compile
 
     @classmethod
     def of(cls, args: TrainingArguments) -> DistillationSettings:
@@ -159,4 +193,6 @@ class DistillationSettings:
         mixup = UncertaintyMixup(**options) if args.uncertainty_mixup else None
         plain = (args.teacher_dtype, args.eval_objective, args.embedding_perturbation)
         mixing = (mixup, _image_mixing(args))
-        return cls(*plain, *mixing, args.trust_remote_code, args.on_nonfinite, args.teacher_placement)
+        place = (args.teacher_placement, args.teacher_torch_compile)
+        kept = (args.teacher_cache or None, args.teacher_cache_dtype)
+        return cls(*plain, *mixing, args.trust_remote_code, args.on_nonfinite, *place, *kept)

@@ -14,7 +14,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
-import torch
 from datasets import Dataset
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel, set_seed
 
@@ -24,6 +23,7 @@ from hfdistill.arms import check_arms, check_runs
 from hfdistill.checkpoints.folders import last_complete_checkpoint
 from hfdistill.class_names import check_class_names, say_nothing
 from hfdistill.configuration import as_objective
+from hfdistill.distributed.placement import own_device
 from hfdistill.experiment import CONTROL, Comparison, Experiment, Metrics
 from hfdistill.layer_map import LayerMap
 from hfdistill.losses import TaskLoss
@@ -31,6 +31,7 @@ from hfdistill.model_loading import check_model_name, explained_loading
 from hfdistill.objective import Objective
 from hfdistill.run_record import finished_seconds, plain_arguments, rows_digest, run_key, write_record
 from hfdistill.students import student_from
+from hfdistill.teacher_precision import convert, precision_of, settled_precision
 from hfdistill.teachers import check_trained
 from hfdistill.trainer import DistillationTrainer
 
@@ -185,6 +186,9 @@ def prepared_experiment(
         ValueError: labels, teacher and student do not fit together.
     """
     teacher = _teacher(recipe, args, data)
+    if (precision := _precision(teacher, args)) != args.teacher_dtype:
+        args = replace(args, teacher_dtype=precision)
+        convert(teacher, "float32")  # as the table shows it, whatever the students learn from
     anatomy = Anatomy.of(teacher)
     check_class_names(data.labels, anatomy, recipe.same_label_order)
     if data.labels and say_nothing(anatomy.label_names.values()) and not say_nothing(data.labels):
@@ -270,7 +274,7 @@ def _head(labels: Sequence[str]) -> dict[str, Any]:
 def _teacher(recipe: Classification, args: DistillationTrainingArguments, data: ClassificationData) -> PreTrainedModel:
     """The fine-tuned teacher, loaded; or trained, saved below output_dir, and found there again by a later run."""
     if recipe.teacher is not None:
-        return _load(recipe, recipe.teacher, args)
+        return _load(recipe, recipe.teacher, args, "auto" if args.teacher_dtype == "checkpoint" else "float32")
     folder = Path(str(args.output_dir)) / "teacher"
     training = replace(
         args,
@@ -308,14 +312,10 @@ def _student(recipe: Classification, teacher: PreTrainedModel, args: Distillatio
         names = {"id2label": teacher.config.id2label, "label2id": teacher.config.label2id}
         with explained_loading(recipe.student, "student"):
             config = AutoConfig.from_pretrained(recipe.student, trust_remote_code=args.trust_remote_code)
-        full = replace(args, teacher_dtype="float32")
-        return _load(recipe, recipe.student, full, **names, **_dropout(recipe, config))
+        changes: dict[str, Any] = {**names, **_dropout(recipe, config)}
+        return _load(recipe, recipe.student, args, **changes)
     dropout = _dropout(recipe, teacher.config)
-    student = student_from(
-        teacher, layers=recipe.student_layer_choice, config=dropout or None, **recipe.student_sizes()
-    )
-    student.to(dtype=torch.float32)  # type: ignore[call-arg]  # a teacher in half precision, a student in full
-    return student
+    return student_from(teacher, layers=recipe.student_layer_choice, config=dropout or None, **recipe.student_sizes())
 
 
 def _dropout(recipe: Classification, config: PreTrainedConfig) -> dict[str, float]:
@@ -324,9 +324,18 @@ def _dropout(recipe: Classification, config: PreTrainedConfig) -> dict[str, floa
     return dict.fromkeys(dropout_fields(config), recipe.student_dropout)
 
 
-def _load(recipe: Classification, name: str, args: DistillationTrainingArguments, **config: Any) -> PreTrainedModel:
+def _precision(teacher: PreTrainedModel, args: DistillationTrainingArguments) -> str | None:
+    """In which precision the teacher teaches, settled once for all runs."""
+    if args.teacher_dtype == "checkpoint":
+        return precision_of(teacher)
+    return settled_precision(args.teacher_dtype, own_device(args.teacher_placement) or args.device)
+
+
+def _load(
+    recipe: Classification, name: str, args: DistillationTrainingArguments, dtype: str = "float32", **config: Any
+) -> PreTrainedModel:
     """A classifier by name; where `config` says how many classes it has, a head of other ones is made anew."""
-    options: dict[str, Any] = {"dtype": args.teacher_dtype, "trust_remote_code": args.trust_remote_code, **config}
+    options: dict[str, Any] = {"dtype": dtype, "trust_remote_code": args.trust_remote_code, **config}
     with explained_loading(name, "student" if name == recipe.student else "teacher"):
         model, info = recipe.auto_model.from_pretrained(
             name, output_loading_info=True, ignore_mismatched_sizes=bool(config), **options

@@ -7,6 +7,7 @@ student is, how a batch is made and what is measured are given.
 
 from __future__ import annotations
 
+import copy
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -22,6 +23,7 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedModel, TrainingArguments, set_seed
 
 from hfdistill.anatomy import Anatomy
+from hfdistill.arguments import DistillationSettings
 from hfdistill.arms import check_arms, check_evaluation
 from hfdistill.checkpoints.folders import last_complete_checkpoint
 from hfdistill.comparison import Comparison as Comparison
@@ -44,6 +46,7 @@ from hfdistill.report import (
 )
 from hfdistill.report.results import CONTROL as CONTROL
 from hfdistill.run_record import finished_seconds, plain_arguments, rows_digest, run_key, write_record
+from hfdistill.teacher_precision import precision_of
 from hfdistill.trainer import DistillationTrainer
 
 logger = logging.getLogger(__name__)
@@ -114,6 +117,7 @@ class Experiment:
             )
         self.evaluation_collator = self.evaluation_collator or self.data_collator
         self.teacher_collator = self.teacher_collator or self.evaluation_collator
+        self._copies: dict[str, PreTrainedModel] = {}
 
     def run(self, arms: Mapping[str, Any], seeds: Sequence[int]) -> Comparison:
         """Train and measure every arm with every seed, going on where an earlier call stopped.
@@ -189,10 +193,11 @@ class Experiment:
             set_seed(seed)
             student = self._fresh_student()
         changes = {"seed": seed, "output_dir": str(self.folder(name, seed)), **changes}
+        arguments = replace(self.arguments, **changes)
         return DistillationTrainer(
             model=student,
-            args=replace(self.arguments, **changes),
-            teacher=None if name == CONTROL else self.teacher,
+            args=arguments,
+            teacher=None if name == CONTROL else self._given_teacher(arguments),
             objective=Objective(task=TaskLoss()) if name == CONTROL else objective,
             train_dataset=self.train_dataset,
             data_collator=self.data_collator,
@@ -203,6 +208,15 @@ class Experiment:
     def folder(self, name: str, seed: int) -> Path:
         """Where the student of an arm and seed lies."""
         return Path(self.output_dir) / name / f"seed-{seed}"
+
+    def _given_teacher(self, arguments: TrainingArguments) -> PreTrainedModel:
+        """What students learn from: the teacher, or, where trainers convert it, a copy: it is measured as it is."""
+        asked = DistillationSettings.of(arguments).teacher_dtype
+        if asked in (None, "checkpoint", precision_of(self.teacher)):
+            return self.teacher
+        if asked not in self._copies:
+            self._copies[asked] = copy.deepcopy(self.teacher)
+        return self._copies[asked]
 
     @property
     def _writes(self) -> bool:

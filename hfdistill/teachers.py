@@ -8,16 +8,17 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from functools import cached_property
 from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 
 from hfdistill.anatomy import Anatomy
-from hfdistill.capture import Capture
 from hfdistill.distributed.sharding import class_of, is_sharded, loaded_whole
 from hfdistill.model_loading import explained_loading
 from hfdistill.representations import Needs, Representations
+from hfdistill.teacher_pass import TeacherPass
 from hfdistill.teacher_tokens import own_inputs
 
 
@@ -58,6 +59,9 @@ class FrozenTeacher:
         ValueError: `label_map` names a class the teacher does not have, or one twice.
     """
 
+    device: torch.device | None = None
+    """Where it runs; None: where the student does (see `teacher_placement`)."""
+
     def __init__(self, model: nn.Module, label_map: Sequence[int] | None = None) -> None:
         self.anatomy = Anatomy.of(model)
         self.model = model.eval().requires_grad_(False)
@@ -95,11 +99,12 @@ class FrozenTeacher:
         return cls(model)
 
     def prepare(self, device: torch.device) -> None:
-        """Move the model to `device`; in shards it lies where it runs."""
+        """Move the model to `device`, or to a device of its own; in shards it lies where it runs."""
+        place = self.device or device
         if not is_sharded(self.model):
-            self.model.to(device)
+            self.model.to(place)
         if self.label_map is not None:
-            self.label_map = self.label_map.to(device)
+            self.label_map = self.label_map.to(place)
 
     def represent(self, inputs: Mapping[str, Any], needs: Needs) -> Representations:
         """One forward pass under no_grad; see Teacher.represent."""
@@ -107,12 +112,34 @@ class FrozenTeacher:
             self.model.eval()
         given = own_inputs(inputs) or inputs  # the teacher's own tokens, where it has any
         known = {name: given[name] for name in self.anatomy.input_names if name in given and name != "labels"}
-        with torch.no_grad(), Capture(self.model, needs, self.anatomy) as view:
-            output = self.model(**known, **view.arguments)
-        shown = view.representations(output)
+        if needs.output_head and self.label_map is not None:
+            raise ValueError(
+                "label_map puts classes of logits in another order, and the objective reads the teacher's own head, "
+                "whose words would stay as they are. Leave label_map out, or use SoftTargetLoss."
+            )
+        # not inference_mode: no faster at real sizes, and a loss could not keep what it gives for its own gradient
+        with torch.no_grad():
+            shown = self.teacher_pass.show(self._readable(known), needs)
         if shown.logits is not None and self.label_map is not None:
             shown.logits = shown.logits.index_select(-1, self.label_map)
-        return shown
+        student = next((value.device for value in known.values() if isinstance(value, Tensor)), None)
+        return shown if student is None or self.device in (None, student) else shown.to(student)
+
+    @cached_property
+    def teacher_pass(self) -> TeacherPass:
+        """The model's passes, each no longer than it must be."""
+        return TeacherPass(self.model, self.anatomy)
+
+    def _readable(self, given: Mapping[str, Any]) -> dict[str, Any]:
+        """A batch where the model is, numbers such as pixels in its precision: its weights multiply no others."""
+        dtype = next((own.dtype for own in self.model.parameters() if own.is_floating_point()), torch.float32)
+        read = dict(given)
+        for name, value in given.items():
+            if isinstance(value, Tensor):
+                place = self.device or value.device
+                kind = dtype if value.is_floating_point() else value.dtype
+                read[name] = value.to(place, kind, non_blocking=place != value.device and value.is_pinned())
+        return read
 
     def _map_labels(self, label_map: list[int]) -> None:
         classes = self.anatomy.classes

@@ -16,8 +16,10 @@ def test_defaults_are_a_plain_trainers(tmp_path: Path) -> None:
     """Whoever only changes the class of the arguments must get the same run."""
     ours = DistillationTrainingArguments(output_dir=str(tmp_path), use_cpu=True)
     plain = TrainingArguments(output_dir=str(tmp_path), use_cpu=True)
-    added = {"teacher_dtype": "float32", "eval_objective": False, "embedding_perturbation": 0.0}
+    assert ours.teacher_dtype is None  # as None is what a plain Trainer has for what it does not know
+    added = {"teacher_torch_compile": False, "eval_objective": False, "embedding_perturbation": 0.0}
     added |= {"trust_remote_code": False, "teacher_placement": "auto", "on_nonfinite": "stop"}
+    added |= {"teacher_cache_dtype": "auto"}
     added |= {
         "uncertainty_mixup": False,
         "mixup_alpha": 0.0,
@@ -43,7 +45,31 @@ def test_command_line_offers_them(tmp_path: Path) -> None:
     parser = HfArgumentParser(DistillationTrainingArguments)  # type: ignore[arg-type]
     line = ["--output_dir", str(tmp_path), "--use_cpu", "True", "--eval_objective", "--embedding_perturbation", "1.5"]
     (args,) = parser.parse_args_into_dataclasses(line)
-    assert DistillationSettings.of(args) == DistillationSettings("float32", True, 1.5)
+    assert DistillationSettings.of(args) == DistillationSettings(None, True, 1.5)
+
+
+def test_command_line_says_where_and_how_the_teacher_runs(tmp_path: Path) -> None:
+    """Precision, device and compiling are what is tried out from run to run, so a flag must reach the trainer."""
+    parser = HfArgumentParser(DistillationTrainingArguments)  # type: ignore[arg-type]
+    line = ["--output_dir", str(tmp_path), "--use_cpu", "True", "--teacher_dtype", "bfloat16"]
+    (args,) = parser.parse_args_into_dataclasses([*line, "--teacher_placement", "cuda:1", "--teacher_torch_compile"])
+    settings = DistillationSettings.of(args)
+    assert (settings.teacher_dtype, settings.teacher_placement) == ("bfloat16", "cuda:1")
+    assert settings.teacher_torch_compile
+
+
+@pytest.mark.parametrize("dtype", ["fp16", "half", "", "float64"])
+def test_unknown_precisions_are_refused(tmp_path: Path, dtype: str) -> None:
+    """Before hours of loading, and with the words that are understood."""
+    with pytest.raises(ValueError, match="one of float32, bfloat16, float16, checkpoint, auto, got"):
+        arguments(tmp_path, teacher_dtype=dtype)
+
+
+@pytest.mark.parametrize("place", ["gpu", "cuda:one", "meta", "", 3.5])
+def test_placements_that_are_no_device_are_refused(tmp_path: Path, place: str) -> None:
+    """`meta` is a device to torch, and computes nothing: the student would learn from numbers that are not there."""
+    with pytest.raises(ValueError, match=r"auto, replicated, sharded or the name of a device .*got"):
+        arguments(tmp_path, teacher_placement=place)
 
 
 def test_mixup_options_reach_the_trainer(tmp_path: Path) -> None:

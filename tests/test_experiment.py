@@ -17,7 +17,7 @@ from toy_models import toy_bert, with_lora
 from training_toys import arguments, collate, text_rows
 from transformers import AutoModelForSequenceClassification
 
-from hfdistill import Comparison, DistillationTrainer, Experiment
+from hfdistill import Comparison, DistillationTrainer, Experiment, FrozenTeacher
 from hfdistill.report import ArmResult
 
 
@@ -230,3 +230,30 @@ def test_a_comparison_without_a_control_has_no_difference(tmp_path: Path):
     assert [arm["name"] for arm in told["arms"]] == ["kd"]
     replace(comparison, labels=[]).save(tmp_path / "elsewhere")
     assert (tmp_path / "elsewhere" / "results.md").read_text() == comparison.table() + "\n"
+
+
+def test_students_learn_from_a_converted_copy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """The teacher's row of the table is the teacher as it is; what trainers convert in place must be another model."""
+    taught: list[DistillationTrainer] = []
+    own = DistillationTrainer.train
+
+    def train(trainer: DistillationTrainer, *args: Any, **options: Any) -> Any:
+        taught.append(trainer)
+        return own(trainer, *args, **options)
+
+    monkeypatch.setattr(DistillationTrainer, "train", train)
+    made = experiment(tmp_path, arguments=arguments(tmp_path, teacher_dtype="bfloat16"))
+    compared = made.run({"control": None, "kd": "kd"}, [0, 1])
+    plain = experiment(tmp_path / "plain")
+    exact = plain._predict(plain.teacher, plain.teacher_collator)
+    kept = load_file(tmp_path / "evaluation.safetensors")
+    assert all(np.array_equal(kept[f"{split}/teacher_logits"], exact[split]) for split in exact)
+    assert compared.teacher.bytes == sum(own.numel() * 4 for own in made.teacher.parameters())
+    teachers = [trainer.teacher.model for trainer in taught if isinstance(trainer.teacher, FrozenTeacher)]
+    assert len(teachers) == 2
+    assert teachers[0] is teachers[1], "one copy serves all runs"
+    assert {own.dtype for own in teachers[0].parameters()} == {torch.bfloat16}
+    assert {own.dtype for own in made.teacher.parameters()} == {torch.float32}
+    unchanged = made.trainer("kd", "kd", 0, teacher_dtype=None)
+    assert isinstance(unchanged.teacher, FrozenTeacher)
+    assert unchanged.teacher.model is made.teacher

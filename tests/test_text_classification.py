@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 from datasets import ClassLabel, Dataset, Features, Value
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
@@ -16,8 +17,9 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from hfdistill import DistillationTrainingArguments, TextClassification, distil_text_classifier
-from hfdistill.text_classification import load_rows, tokenize
+from hfdistill import DistillationTrainingArguments, FrozenTeacher, TextClassification, distil_text_classifier
+from hfdistill.teacher_precision import precision_of
+from hfdistill.text_classification import load_rows, text_experiment, tokenize
 
 WORDS = ["good", "bad", "film", "plot", "the", "a", "is", "was"]
 
@@ -236,3 +238,32 @@ def test_a_student_with_another_tokenizer_is_refused(body: Path, tmp_path: Path)
     )
     with pytest.raises(ValueError, match=r"vocabular|tokenizer"):
         distil_text_classifier(recipe, toy_arguments(tmp_path / "out"))
+
+
+@pytest.mark.parametrize(("asked", "learnt_from"), [(None, None), ("checkpoint", "float16"), ("auto", "bfloat16")])
+def test_the_precision_that_students_learn_from(
+    body: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, asked: str | None, learnt_from: str | None
+):
+    """Settled once for all runs, so that they are recorded with what they had; the table's teacher is in float32."""
+    monkeypatch.setattr("hfdistill.teacher_precision.bfloat16_unit", lambda _: "amx_bf16")
+    write_glue(tmp_path / "glue", "sst2", ("sentence",), ["negative", "positive"])
+    BertForSequenceClassification.from_pretrained(body).half().save_pretrained(body)
+    recipe = TextClassification(task="sst2", data_dir=str(tmp_path / "glue"), teacher=str(body), student_layers=2)
+    made = text_experiment(recipe, toy_arguments(tmp_path / "out", teacher_dtype=asked))
+    assert {own.dtype for own in made.teacher.parameters()} == {torch.float32}
+    assert made.arguments.teacher_dtype == learnt_from
+    assert {own.dtype for own in made.make_student().parameters()} == {torch.float32}
+    trainer = made.trainer("kd", "kd", 0)
+    assert isinstance(trainer.teacher, FrozenTeacher)
+    assert precision_of(trainer.teacher.model) == (learnt_from or "float32")
+
+
+def test_a_teacher_is_fine_tuned_in_float32(body: Path, tmp_path: Path):
+    """Its precision is for teaching: what learns in bfloat16 loses the small steps at the end of training."""
+    write_glue(tmp_path / "glue", "sst2", ("sentence",), ["negative", "positive"])
+    recipe = TextClassification(
+        task="sst2", data_dir=str(tmp_path / "glue"), teacher_body=str(body), teacher_epochs=0.1, student_layers=2
+    )
+    made = text_experiment(recipe, toy_arguments(tmp_path / "out", teacher_dtype="bfloat16"))
+    saved = BertForSequenceClassification.from_pretrained(tmp_path / "out" / "teacher", dtype="auto")
+    assert {own.dtype for own in (*saved.parameters(), *made.teacher.parameters())} == {torch.float32}

@@ -15,6 +15,7 @@ from hfdistill.checks.findings import Finding, Findings
 from hfdistill.checks.preflight import models_of
 from hfdistill.checks.reading import longest_row
 from hfdistill.representations import Batch
+from hfdistill.teachers import FrozenTeacher
 
 _MEMORY = Path("/proc/meminfo")
 _GROUP = Path("/sys/fs/cgroup")
@@ -151,9 +152,12 @@ def _as_it_is(tensor: Tensor) -> Tensor:
 
 
 def _teacher_bytes(examination: Examination) -> int:
-    """What the models that a teacher holds take, beside what they share with the student."""
+    """What the models that a teacher holds take on the student's device, beside what they share with the student."""
+    teacher, device = examination.teacher, examination.trainer.args.device
+    if isinstance(teacher, FrozenTeacher) and teacher.device is not None and teacher.device.type != device.type:
+        return 0
     held: dict[int, Tensor] = {}
-    for model in [] if examination.teacher is None else models_of(examination.teacher):
+    for model in [] if teacher is None else models_of(teacher):
         held |= {id(tensor): tensor for tensor in [*model.parameters(), *model.buffers()]}
     ours = {id(tensor) for tensor in [*examination.student.parameters(), *examination.student.buffers()]}
     return _bytes(tensor for key, tensor in held.items() if key not in ours)

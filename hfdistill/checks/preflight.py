@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 from datasets import ClassLabel, Dataset, Value
 from torch import nn
 from transformers import TrainingArguments
@@ -14,6 +15,8 @@ from transformers import TrainingArguments
 from hfdistill.anatomy import Anatomy
 from hfdistill.checks.findings import Finding, Findings
 from hfdistill.representations import SAMPLE_INDEX, TEACHER_PREFIX
+from hfdistill.shared_base import SharedBaseTeacher
+from hfdistill.teacher_precision import bfloat16_unit, fast_here, precision_of
 from hfdistill.teacher_tokens import teacher_columns
 from hfdistill.teachers import FrozenTeacher, Teacher
 
@@ -29,7 +32,7 @@ def preflight(
     dataset: object,
     label_names: Sequence[str] = ("labels",),
 ) -> Findings:
-    """What is dropped of the data, whether the teacher is in evaluation mode, and how large a batch really is.
+    """What is dropped of the data, in which mode and precision the teacher is, and how large a batch really is.
 
     Args:
         args: of the run.
@@ -48,6 +51,7 @@ def preflight(
             found += unread_columns(dataset, known | {args.length_column_name})
     if teacher is not None:
         found += [one for one in teacher_mode(teacher, student) if one.level != "ok"]
+        found += teacher_running(teacher, args.device).at_least("warning")
     return found
 
 
@@ -159,6 +163,36 @@ def teacher_mode(teacher: Teacher, student: nn.Module) -> Findings:
             )
         ]
     )
+
+
+def teacher_running(teacher: Teacher, device: torch.device) -> Findings:
+    """In which precision and where the teacher runs, and whether that is fast there; nothing of what is not known.
+
+    Args:
+        teacher: of any kind.
+        device: the student's.
+    """
+    if not isinstance(teacher, FrozenTeacher) or isinstance(teacher, SharedBaseTeacher):
+        return Findings()
+    place, precision = teacher.device or device, precision_of(teacher.model)
+    figures = {"precision": precision, "device": str(place)}
+    if not fast_here(precision, place):
+        return Findings(
+            [
+                Finding(
+                    "teacher's precision",
+                    "warning",
+                    f"the teacher's weights are in {precision}, and {place} has no hardware that multiplies in it: "
+                    "its passes take longer than in float32.",
+                    "Set teacher_dtype='auto', or 'float32'.",
+                    figures,
+                )
+            ]
+        )
+    unit = bfloat16_unit(place) if precision == "float32" else ""
+    more = f"; {place} also multiplies in bfloat16 ({unit}), some times faster: teacher_dtype='auto'" if unit else ""
+    message = f"the teacher's weights are in {precision}, on {place}{more}."
+    return Findings([Finding("teacher's precision", "note" if unit else "ok", message, figures=figures)])
 
 
 def models_of(teacher: Teacher) -> list[nn.Module]:

@@ -2,7 +2,8 @@
 
 A whole copy is the fastest and works everywhere. Shards save memory where student and teacher do not both fit: FSDP2
 shards each layer of the teacher over the processes that shard the student's, and ZeRO-3 runs it by an engine of its
-own. A teacher never has an optimizer, and what it shows is the same in both ways.
+own. A teacher never has an optimizer, and what it shows is the same in both ways. A whole copy may also lie on a
+device of its own, where memory beside the student is short: batches are sent there, and what is shown comes back.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 from typing import Any
 from weakref import WeakSet
 
+import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedType
 from torch import nn
@@ -21,7 +23,7 @@ from hfdistill.shared_base import SharedBaseTeacher
 from hfdistill.teachers import FrozenTeacher, Teacher
 
 PLACEMENTS = ("auto", "replicated", "sharded")
-"""Values of `teacher_placement`."""
+"""Values of `teacher_placement`, beside the name of a device."""
 
 _PLACED: WeakSet[nn.Module] = WeakSet()
 """Teachers that were sharded here, which a later run of the same script may teach from again."""
@@ -31,17 +33,22 @@ class TeacherPlacement:
     """Puts the teacher where its weights are to lie, once; a teacher of the user's own places itself.
 
     Args:
-        asked: "auto" (sharded where the student's parameters are, by FSDP2 or ZeRO-3; else replicated), "replicated"
-            or "sharded".
         teacher: as the trainer has it.
         accelerator: the run's.
+        asked: "auto" (sharded where the student's parameters are, by FSDP2 or ZeRO-3; else replicated), "replicated",
+            "sharded", or a device, where each process holds a whole copy.
+        compiled: compile the teacher's forward pass by torch.compile.
 
     Raises:
-        ValueError: the teacher is in shards already, or cannot be sharded in this run.
+        ValueError: the teacher is in shards already, or cannot be sharded in this run; a device that is not there; a
+            device or compiling for a teacher that is no model, or the student's own base, or in shards.
     """
 
-    def __init__(self, asked: str, teacher: Teacher | None, accelerator: Accelerator) -> None:
+    def __init__(
+        self, teacher: Teacher | None, accelerator: Accelerator, asked: str = "auto", compiled: bool = False
+    ) -> None:
         self.accelerator = accelerator
+        self.compiled = compiled
         self.checked = False
         sharding = shards_student(accelerator)
         own = isinstance(teacher, FrozenTeacher)
@@ -50,6 +57,9 @@ class TeacherPlacement:
         self.sharded = own and (asked == "sharded" or (asked == "auto" and sharding))
         if isinstance(teacher, FrozenTeacher):
             _check_whole(teacher.model, self.sharded)
+        self._settle_device(own_device(asked), teacher)
+        if compiled:
+            _check_compilable(teacher, self.sharded)
 
     def place(self, teacher: Teacher | None) -> None:
         """Get the teacher ready to teach; every process must call this, as often as it likes."""
@@ -64,6 +74,82 @@ class TeacherPlacement:
                 _shard(teacher.model, self.accelerator)
                 _PLACED.add(teacher.model)
         teacher.prepare(self.accelerator.device)
+        if self.compiled and isinstance(teacher, FrozenTeacher) and teacher.model._compiled_call_impl is None:
+            teacher.model.compile()
+
+    def _settle_device(self, device: torch.device | None, teacher: Teacher | None) -> None:
+        if device is None:
+            return
+        _check_there(device)
+        check_own_model(teacher, f"teacher_placement='{device}'")
+        if isinstance(teacher, FrozenTeacher):
+            teacher.device = device
+
+
+def own_device(asked: str) -> torch.device | None:
+    """The device that a value of `teacher_placement` names; None for a placement among processes.
+
+    Args:
+        asked: a value of `teacher_placement`.
+
+    Raises:
+        ValueError: neither a placement nor the name of a device.
+    """
+    if asked in PLACEMENTS:
+        return None
+    try:
+        device = torch.device(asked)
+    except (RuntimeError, TypeError):  # TypeError: no text
+        device = torch.device("meta")
+    if device.type == "meta":  # which is a device, and computes nothing
+        raise ValueError(
+            f"teacher_placement must be one of {', '.join(PLACEMENTS)} or the name of a device ('cpu', 'cuda:1'), got "
+            f"{asked!r}. It says where the teacher's weights lie."
+        )
+    return device
+
+
+def check_own_model(teacher: Teacher | None, argument: str) -> None:
+    """Refuse an argument about the teacher's weights where these are the student's, or only the teacher knows of them.
+
+    Args:
+        teacher: as the trainer has it; None passes.
+        argument: name and value.
+
+    Raises:
+        ValueError: with what to do.
+    """
+    if isinstance(teacher, SharedBaseTeacher):
+        raise ValueError(
+            f"{argument} is about the teacher's weights, and this teacher is the base of the student itself, one copy "
+            "for both. Leave it out, or load the teacher as a model of its own."
+        )
+    if teacher is not None and not isinstance(teacher, FrozenTeacher):
+        raise ValueError(
+            f"{argument} needs a teacher that is a model, got a {type(teacher).__name__}, which alone knows where its "
+            "weights lie and how it runs. Leave it out."
+        )
+
+
+def _check_there(device: torch.device) -> None:
+    found = torch.accelerator.current_accelerator(check_available=True)
+    count = torch.accelerator.device_count()
+    if device.type == "cpu" or (found is not None and found.type == device.type and (device.index or 0) < count):
+        return
+    there = ["cpu", *(f"{found.type}:{index}" for index in range(count) if found is not None)]
+    raise ValueError(
+        f"teacher_placement={str(device)!r} names a device that is not here: there is {', '.join(there)}. Name one of "
+        "these, or leave teacher_placement out: the teacher then runs where the student does."
+    )
+
+
+def _check_compilable(teacher: Teacher | None, sharded: bool) -> None:
+    check_own_model(teacher, "teacher_torch_compile=True")
+    if sharded:
+        raise ValueError(
+            "teacher_torch_compile=True compiles one whole model, and this teacher is in shards, gathered layer by "
+            "layer as it runs. Set teacher_placement='replicated', or leave teacher_torch_compile out."
+        )
 
 
 def shards_student(accelerator: Accelerator) -> bool:
@@ -97,11 +183,8 @@ def layer_classes(model: nn.Module) -> list[str]:
 
 
 def _check_shardable(teacher: Teacher | None, accelerator: Accelerator) -> None:
-    if teacher is not None and not isinstance(teacher, FrozenTeacher):
-        raise ValueError(
-            f"teacher_placement='sharded' needs a teacher that is a model, got a {type(teacher).__name__}, which "
-            "alone knows where its weights lie. Leave teacher_placement out."
-        )
+    if not isinstance(teacher, SharedBaseTeacher):
+        check_own_model(teacher, "teacher_placement='sharded'")
     if not shards_student(accelerator):
         kind, count = accelerator.distributed_type.value, accelerator.num_processes
         raise ValueError(
@@ -124,7 +207,7 @@ def _check_whole(model: nn.Module, sharded: bool) -> None:
     if not sharded:
         raise ValueError(
             "the teacher was sharded for an earlier run of this script and cannot be put together again in place. "
-            "Leave teacher_placement='replicated' out, or load the teacher anew."
+            "Leave teacher_placement out, or load the teacher anew."
         )
 
 

@@ -18,7 +18,7 @@ def pooled_vector(hidden: Tensor, mask: Tensor | None, pooling: str) -> Tensor:
         hidden: (B, N, D).
         mask: (B, N), 1 = real token, or None.
         pooling: "cls" takes the first token, "last" the last real one (causal models), "mean" the mean of the real
-            tokens.
+            tokens, in float32 or wider.
     """
     return POOLINGS[pooling](hidden, mask)
 
@@ -49,10 +49,11 @@ def _last(hidden: Tensor, mask: Tensor | None) -> Tensor:
 
 
 def _mean(hidden: Tensor, mask: Tensor | None) -> Tensor:
+    wide = torch.float64 if hidden.dtype == torch.float64 else torch.float32  # half precision would round the mean
     if mask is None:
-        return hidden.mean(dim=1)  # (B, D)
+        return hidden.mean(dim=1, dtype=wide)  # (B, D)
     kept = mask.bool().unsqueeze(-1)  # (B, N, 1)
-    total = hidden.masked_fill(~kept, 0.0).sum(dim=1)  # (B, D)
+    total = hidden.masked_fill(~kept, 0.0).sum(dim=1, dtype=wide)  # (B, D)
     return total / kept.sum(dim=1).clamp(min=1)
 
 

@@ -46,7 +46,12 @@ ARGUMENTS = (
         "best of nothing", argument(load_best_model_at_end=True), ValueError, r"off without evaluation.*eval_strategy"
     ),
     Case("fp16 on a CPU", argument(fp16=True), ValueError, r"fp16 must be off without a GPU.*Set bf16=True"),
-    Case("unknown precision", argument(teacher_dtype="fp16"), ValueError, r"one of float32, bfloat16, float16, auto"),
+    Case(
+        "unknown precision",
+        argument(teacher_dtype="fp16"),
+        ValueError,
+        r"one of float32, bfloat16, float16, checkpoint, auto",
+    ),
     Case("perturbation NaN", argument(embedding_perturbation=NAN), ValueError, r"must be 0 \(off\) or above, got nan"),
     Case(
         "reentrant checkpointing",

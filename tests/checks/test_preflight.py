@@ -4,13 +4,14 @@ import logging
 from pathlib import Path
 
 import pytest
+import torch
 from checks.patients import KnowingTeacher, of, only, run_of
 from torch import nn
 from toy_models import toy_bert, toy_distilbert
 from training_toys import text_rows, trainer_of
 
 from hfdistill import DistillationTrainer, Findings, FrozenTeacher
-from hfdistill.checks.preflight import preflight
+from hfdistill.checks.preflight import preflight, teacher_running
 
 
 def started(trainer: DistillationTrainer) -> Findings:
@@ -71,6 +72,31 @@ def test_a_teacher_in_training_mode(tmp_path: Path):
     assert only(started(run_of(tmp_path, teacher=own)), "teacher's mode").level == "warning"
     own.net.eval()
     assert not of(started(run_of(tmp_path, teacher=own)), "teacher's mode")
+
+
+@pytest.mark.parametrize("precision", ["bfloat16", "float16"])
+def test_a_precision_that_is_slow_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, precision: str):
+    """Half precision is chosen for speed, and on a processor that only emulates it the run takes longer for it."""
+    name = {"bfloat16": "avx512_bf16", "float16": "avx512_fp16"}[precision]
+    for there in (False, True):
+        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda there=there: {name: there, "avx2": True})
+        found = of(started(trainer_of(tmp_path, teacher_dtype=precision)), "teacher's precision")
+        assert [one.level for one in found] == ["warning"] * (not there)
+        assert there or (found[0].figures, found[0].advice) == (
+            {"precision": precision, "device": "cpu"},
+            "Set teacher_dtype='auto', or 'float32'.",
+        )
+
+
+def test_a_precision_that_would_be_faster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """The doctor knows of the cheapest way to a faster run; training does not repeat it each time."""
+    for unit, level in (("amx_bf16", "note"), ("avx2", "ok")):
+        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda unit=unit: {unit: True})
+        trainer = trainer_of(tmp_path)
+        found = only(teacher_running(trainer.teacher, trainer.args.device), "teacher's precision")
+        assert found.level == level
+        assert ("teacher_dtype='auto'" in found.message) == (level == "note")
+        assert not of(started(trainer), "teacher's precision")
 
 
 def test_training_logs_it(tmp_path: Path, caplog: pytest.LogCaptureFixture):

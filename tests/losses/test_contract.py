@@ -71,6 +71,7 @@ def test_nothing_to_learn_from_oneself(name: str) -> None:
         ours.logits,
         {theirs[layer]: ours.hidden_states[layer] for layer in theirs},
         {theirs[layer]: ours.attentions[layer] for layer in theirs},
+        output_head=ours.output_head,
     )
     scene = Scene(ours, same, scene.batch).watched()
     value = value_of(loss, scene)
@@ -137,15 +138,35 @@ def test_half_precision_inputs_give_a_float32_value(name: str) -> None:
     torch.testing.assert_close(value, expected, rtol=VARIANTS[name].tolerance, atol=0.0)
 
 
+@pytest.mark.parametrize("name", [name for name, variant in VARIANTS.items() if not variant.needs[1].output_head])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_teacher_in_half_precision_is_lifted(name: str, dtype: torch.dtype) -> None:
+    """Beside a float32 student (teacher_dtype) nothing but the teacher's own numbers may be rounded.
+
+    Where a loss takes the last step of the teacher itself, its head, that is taken in the teacher's precision.
+    """
+    loss, scene = made(name)
+    half = scene.to(dtype).teacher
+    rounded = replace(scene, teacher=half).to(torch.float32).teacher
+    results = []
+    for teacher in (half, rounded):
+        shown = Scene(scene.student, teacher, scene.batch).watched()
+        value = value_of(loss, shown)
+        inputs = [*leaves(shown.student), *loss.parameters()]
+        results.append([value, *torch.autograd.grad(value, inputs, allow_unused=True, materialize_grads=True)])
+    torch.testing.assert_close(results[0], results[1])
+
+
 @pytest.mark.parametrize("name", VARIANTS)
 def test_autocast_leaves_the_value_in_float32(name: str) -> None:
-    """The Trainer computes the objective under autocast; only projectors may follow it."""
+    """The Trainer computes the objective under autocast; only projectors and heads may follow it."""
     loss, scene = made(name)
     expected = value_of(loss, scene)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         value = value_of(loss, scene.watched())
     assert value.dtype == torch.float32
-    tolerance = 1e-6 if VARIANTS[name].trainable == "never" else VARIANTS[name].tolerance
+    products = VARIANTS[name].trainable != "never" or VARIANTS[name].needs[0].output_head
+    tolerance = VARIANTS[name].tolerance if products else 1e-6
     torch.testing.assert_close(value, expected, rtol=tolerance, atol=0.0)
 
 
