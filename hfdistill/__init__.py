@@ -100,6 +100,8 @@ if TYPE_CHECKING:
     from hfdistill.losses import TripletLoss as TripletLoss
     from hfdistill.losses import UniversalLogitLoss as UniversalLogitLoss
     from hfdistill.losses import VariationalLoss as VariationalLoss
+    from hfdistill.losses import VocabularyDivergenceLoss as VocabularyDivergenceLoss
+    from hfdistill.losses import VocabularyTaskLoss as VocabularyTaskLoss
     from hfdistill.losses.method import Method as Method
     from hfdistill.losses.method import Paper as Paper
     from hfdistill.mixup import UncertaintyMixup as UncertaintyMixup
@@ -116,6 +118,7 @@ if TYPE_CHECKING:
     from hfdistill.representations import Attention as Attention
     from hfdistill.representations import Batch as Batch
     from hfdistill.representations import Needs as Needs
+    from hfdistill.representations import OutputHead as OutputHead
     from hfdistill.representations import Representations as Representations
     from hfdistill.schedules import Constant as Constant
     from hfdistill.schedules import Cosine as Cosine
@@ -127,6 +130,12 @@ if TYPE_CHECKING:
     from hfdistill.students import StudentNote as StudentNote
     from hfdistill.students import describe_student as describe_student
     from hfdistill.students import student_from as student_from
+    from hfdistill.teacher_cache.collator import UnknownRowsError as UnknownRowsError
+    from hfdistill.teacher_cache.filling import Filled as Filled
+    from hfdistill.teacher_cache.filling import expected_bytes as expected_bytes
+    from hfdistill.teacher_cache.filling import fill_cache as fill_cache
+    from hfdistill.teacher_cache.teacher import CachedTeacher as CachedTeacher
+    from hfdistill.teacher_precision import fast_bfloat16 as fast_bfloat16
     from hfdistill.teacher_tokens import TeacherTokensCollator as TeacherTokensCollator
     from hfdistill.teachers import FrozenTeacher as FrozenTeacher
     from hfdistill.teachers import Teacher as Teacher
@@ -150,6 +159,7 @@ _SUBMODULE_OF = {
     "Batch": "representations",
     "BatchRelationLoss": "losses",
     "BilevelLoss": "losses",
+    "CachedTeacher": "teacher_cache.teacher",
     "Capture": "capture",
     "CategoryStructureLoss": "losses",
     "ChannelLoss": "losses",
@@ -175,8 +185,12 @@ _SUBMODULE_OF = {
     "equivalences": "equivalence.comparisons",
     "examine": "checks.doctor",
     "Experiment": "experiment",
+    "expected_bytes": "teacher_cache.filling",
     "export_onnx": "export",
     "FeatureMapLoss": "losses",
+    "fast_bfloat16": "teacher_precision",
+    "fill_cache": "teacher_cache.filling",
+    "Filled": "teacher_cache.filling",
     "Finding": "checks.findings",
     "Findings": "checks.findings",
     "FlowLoss": "losses",
@@ -209,6 +223,7 @@ _SUBMODULE_OF = {
     "NeuronSelectivityLoss": "losses",
     "NonFiniteError": "faults.record",
     "Objective": "objective",
+    "OutputHead": "representations",
     "Paper": "losses.method",
     "parse_recipe": "recipe_arguments",
     "PatienceLoss": "losses",
@@ -251,7 +266,10 @@ _SUBMODULE_OF = {
     "TripletLoss": "losses",
     "UncertaintyMixup": "mixup",
     "UniversalLogitLoss": "losses",
+    "UnknownRowsError": "teacher_cache.collator",
     "VariationalLoss": "losses",
+    "VocabularyDivergenceLoss": "losses",
+    "VocabularyTaskLoss": "losses",
     "write_model_card": "publishing.card",
     "write_report": "report.analysis",
 }

@@ -1,4 +1,4 @@
-"""The command `hfdistill`: `check` and `train` recipes, `report` results, `export` or `push` students, list `methods`.
+"""The command `hfdistill`: `check`, `cache`, `train` recipes, `report` results, `export`, `push` students, `methods`.
 
 Each command is a parser and one call of the function that the library offers for it; nothing is done here.
 """
@@ -23,6 +23,9 @@ _BAD_INPUT = (
 """What the library raises of input that cannot be right, of no login and no network; anything else is a bug."""
 
 
+_OF_RECIPES = (["train"], ["check"], ["cache"])
+
+
 def main(words: Sequence[str] | None = None) -> int:
     """Run the command line.
 
@@ -33,8 +36,8 @@ def main(words: Sequence[str] | None = None) -> int:
         0; 1 where `check` found an error; 2 for bad input, which is explained on standard error.
     """
     words = list(sys.argv[1:] if words is None else words)
-    # what follows `train` or `check` is the recipe's, flags included: argparse would sort flags and values apart
-    given = argparse.Namespace(command=words[0], words=words[1:]) if words[:1] in (["train"], ["check"]) else None
+    # what follows one of these is the recipe's, flags included: argparse would sort flags and values apart
+    given = argparse.Namespace(command=words[0], words=words[1:]) if words[:1] in _OF_RECIPES else None
     given = given or _parser().parse_args(words)
     given.status = 0
     try:
@@ -53,6 +56,9 @@ def _parser() -> argparse.ArgumentParser:
     commands.add_parser("train", help="train a recipe: one YAML or JSON file, or flags, or the file and then flags")
     commands.add_parser(
         "check", help="examine what `train` would run, in its words; --json, and --equivalence for a few steps of it"
+    )
+    commands.add_parser(
+        "cache", help="keep what the teacher of a recipe shows, in the words of `train`; --estimate tells the size"
     )
     add = partial(commands.add_parser, allow_abbrev=False)
     listing = add("methods", help="list presets and losses: paper, kind of knowledge, what they need")
@@ -110,6 +116,13 @@ def _check(given: argparse.Namespace) -> str:
     return examined.as_json() if "--json" in given.words else str(examined)
 
 
+def _cache(given: argparse.Namespace) -> str:
+    from hfdistill.teacher_cache.recipes import cache_recipe
+
+    words = [word for word in given.words if word != "--estimate"]
+    return cache_recipe(words, estimate="--estimate" in given.words)
+
+
 def _report(given: argparse.Namespace) -> str:
     from hfdistill.report.analysis import write_report
     from hfdistill.report.markdown import as_markdown
@@ -144,6 +157,7 @@ def _push(given: argparse.Namespace) -> str:
 _COMMANDS = {
     "train": _train,
     "check": _check,
+    "cache": _cache,
     "methods": _methods,
     "report": _report,
     "export": _export,

@@ -109,10 +109,10 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def plain_arguments(args: TrainingArguments) -> dict[str, Any]:
-    """What of the arguments decides a result: not where things are written and shown, nor the seed, which runs set."""
+    """What of the arguments decides a result: not where things are kept and shown, nor the seed, which runs set."""
     shown = ("output_dir", "logging", "disable_tqdm", "report_to", "run_name", "log_level", "seed")
     plain = args.to_dict()  # type: ignore[no-untyped-call]
-    return {name: value for name, value in plain.items() if not name.startswith(shown)}
+    return {name: value for name, value in plain.items() if not name.startswith(shown) and name != "teacher_cache"}
 
 
 def write_record(folder: Path, key: str, seconds: float | None) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 from datasets import Dataset, IterableDataset
 
-from hfdistill.representations import SAMPLE_INDEX, TEACHER_PREFIX
+from hfdistill.representations import CACHED, ROW_KEYS, SAMPLE_INDEX, TEACHER_PREFIX
 
 
 class TeacherTokensCollator:
@@ -54,14 +54,14 @@ def own_inputs(inputs: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def without_teachers(inputs: Mapping[str, Any], ours: Sequence[str], theirs: Sequence[str]) -> dict[str, Any]:
-    """The student's share of a batch: without what only the teacher takes, and without the rows' numbers.
+    """The student's share of a batch: without what only the teacher takes or showed, and without the rows' numbers.
 
     Args:
         inputs: the batch.
         ours: argument names of the student's `forward`.
         theirs: those of the teacher's.
     """
-    unknown = {SAMPLE_INDEX, *theirs} - set(ours)
+    unknown = {SAMPLE_INDEX, CACHED, ROW_KEYS, *theirs} - set(ours)
     names = [name for name in inputs if name not in unknown and not name.startswith(TEACHER_PREFIX)]
     return {name: inputs[name] for name in names}
 

@@ -45,13 +45,14 @@ from hfdistill.row_checks import CheckedRows, RowLimits, explained_inputs
 from hfdistill.sample_index import class_labels, indexed_rows
 from hfdistill.schedules import Constant
 from hfdistill.shared_base import check_shared_base
+from hfdistill.teacher_cache.trainer import CachingTrainer
 from hfdistill.teacher_tokens import teacher_columns
 from hfdistill.teachers import Teacher
 from hfdistill.teaching import Teaching
 from hfdistill.term_averages import TermAverages
 
 
-class DistillationTrainer(GuardedTrainer, PublishingTrainer):
+class DistillationTrainer(CachingTrainer, GuardedTrainer, PublishingTrainer):
     """A Trainer whose student learns from a teacher.
 
     Args:
@@ -97,8 +98,8 @@ class DistillationTrainer(GuardedTrainer, PublishingTrainer):
         self._settle_processes()
         check_dataset(self.train_dataset)
         self.student_anatomy = Anatomy.of(self.student)
-        self.teacher = settled_teacher(teacher, self.student, self.settings)
-        self.placement = TeacherPlacement(self.settings.teacher_placement, self.teacher, self.accelerator)
+        self.teacher = settled_teacher(teacher, self.student, self.settings, self.args.device)
+        self.placement = TeacherPlacement(self.teacher, self.accelerator, *self.settings.running)
         self._losses_as_given = copy.deepcopy(self.objective.losses) if self.model_init is not None else None
         self._bind()
         self.teacher_processing_class = teacher_processing_class
@@ -106,7 +107,7 @@ class DistillationTrainer(GuardedTrainer, PublishingTrainer):
         conversion = paired_inputs(
             self.student, self.student_anatomy, self.teacher, self.objective, self.train_dataset, *given
         )
-        self._teaching = Teaching(self.teacher, conversion)
+        self._teaching = Teaching(self.teacher, conversion, self._settled_cache(conversion))
         self._numbers = NumberWatch(self.accelerator, self.objective, self.settings.on_nonfinite, self._teaching.watch)
         self._check_batches()
         if self.objective.staged:
@@ -242,6 +243,7 @@ class DistillationTrainer(GuardedTrainer, PublishingTrainer):
             self.objective.losses = copy.deepcopy(self._losses_as_given)
             self._bind()
             self._attachment = Attachment(student, self.objective.to(self.args.device)).__enter__()
+            self._teaching.cache = self._settled_cache(self._teaching.conversion)
         return student
 
     # ---- parts of the path ----
@@ -310,7 +312,7 @@ class DistillationTrainer(GuardedTrainer, PublishingTrainer):
 
     def _check_batches(self) -> None:
         """Refuse batches that the objective cannot learn from, as they are cut or as they are mixed."""
-        check_run(self.args, self.objective, self.accelerator)
+        check_run(self.args, self.objective, self.accelerator, self.compute_loss_func)
         mixing = self.settings.image_mixing or self.settings.uncertainty_mixup
         check_mixing(mixing, self.objective, self.student_anatomy, self.teacher, self.compute_loss_func)
 

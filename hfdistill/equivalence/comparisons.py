@@ -1,4 +1,4 @@
-"""Runs of one trainer that must end alike: repeated, resumed, cut, spread, with a replayed teacher or attention."""
+"""Runs of one trainer that must end alike: repeated, resumed, cut, spread, with a cached teacher, other attention."""
 
 from __future__ import annotations
 
@@ -43,8 +43,8 @@ def equivalences(
     """Make short runs that must be the same run, and say how far apart they end.
 
     Compared are a run and its repetition, a run and one stopped in the middle and resumed, a batch and its
-    micro-batches, one process and two, the teacher and what it showed of each row in other batches, eager attention
-    and SDPA. What random numbers would set apart runs without dropout; see `short_runs`. Nothing is kept of the runs.
+    micro-batches, one process and two, the teacher and its cache, filled in other batches, eager attention and SDPA.
+    What random numbers would set apart runs without dropout; see `short_runs`. Nothing is kept of the runs.
 
     Args:
         make_trainer: makes the trainer anew each time, from the same seed, with the given training arguments changed:
@@ -115,11 +115,11 @@ class _Comparisons:
                 "parameter that learns must be used inside the student's forward.",
             ),
             (
-                "replayed teacher",
-                self.replayed,
+                "cached teacher",
+                self.cached,
                 "What the teacher shows of a row depends on the rows or the padding beside it: pass the "
                 "attention_mask, pad on the side that the teacher was trained with, put it into evaluation mode. "
-                "Do not keep its outputs to train on later.",
+                "Do not train with teacher_cache as it is.",
             ),
             (
                 "attention",
@@ -194,16 +194,16 @@ class _Comparisons:
         where = "gloo, on the processor" if cpu else "on two GPUs"
         return self._judged(max(found, key=lambda one: one.largest), compared, aside, where)
 
-    def replayed(self) -> Difference:
-        """The live teacher, against what it showed of each row in smaller batches of an earlier pass."""
+    def cached(self) -> Difference:
+        """The live teacher, against what a cache kept of each row in smaller batches of an earlier run."""
         if not self.facts.teacher:
             raise NotComparableError("there is no teacher.")
-        lesson = Lesson()
+        lesson = Lesson(self.folder / "cache")
         self._still(cuts=CUTS, within=lesson.recorded)
-        live, replayed = self._still(), self._still(within=lesson.replayed)
+        live, cached = self._still(), self._still(within=lesson.replayed)
         rows = self._rows()
-        compared = f"live in batches of {rows} against recorded in batches of {rows // CUTS}, {self.steps} steps"
-        return self._judged(difference("", live, replayed, self.beginning), compared)
+        compared = f"live in batches of {rows} against cached in batches of {rows // CUTS}, {self.steps} steps"
+        return self._judged(difference("", live, cached, self.beginning), compared)
 
     def attended(self) -> Difference:
         """Eager attention of both models, against scaled dot product attention."""

@@ -215,6 +215,7 @@ def _settle(trainer: DistillationTrainer) -> None:
         trainer._train_batch_size = trainer.args.train_batch_size
     for callback in (PrinterCallback, ProgressCallback):
         trainer.remove_callback(callback)
+    trainer._teaching.cache = None  # else all runs but the first would learn from what that kept
 
 
 def _set_aside(trainer: DistillationTrainer, names: Collection[str]) -> None:

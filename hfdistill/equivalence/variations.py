@@ -6,6 +6,7 @@ import random
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,35 +14,61 @@ import torch
 from transformers import set_seed
 
 from hfdistill.anatomy import Anatomy, base_model
-from hfdistill.equivalence.recorded_teacher import RecordedTeacher
 from hfdistill.equivalence.short_runs import NotComparableError
-from hfdistill.teachers import FrozenTeacher, Teacher
+from hfdistill.teacher_cache.cache import TeacherCache
+from hfdistill.teacher_cache.collator import UnknownRowsError
+from hfdistill.teacher_cache.entries import Entries
+from hfdistill.teacher_cache.store import Layout, Store
+from hfdistill.teachers import FrozenTeacher
 from hfdistill.trainer import DistillationTrainer
 
 
 class Lesson:
-    """What a teacher shows in one run, for another run to learn from."""
+    """What a teacher shows in one run, kept in a cache on disk for another run to learn from.
 
-    def __init__(self) -> None:
-        self._teacher: RecordedTeacher | None = None
+    Args:
+        folder: of the cache.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
 
     @contextmanager
     def recorded(self, trainer: DistillationTrainer) -> Iterator[None]:
-        """The trainer's teacher is recorded in this context."""
-        if trainer.teacher is None:
-            raise NotComparableError("there is no teacher.")
-        self._teacher = RecordedTeacher(trainer.teacher)
-        with _taught_by(trainer, self._teacher):
+        """What the trainer's teacher shows is kept in this context."""
+        with self._kept(trainer, asks=True):
             yield
 
     @contextmanager
     def replayed(self, trainer: DistillationTrainer) -> Iterator[None]:
-        """The recorded teacher is replayed in this context, in place of the trainer's own."""
-        if self._teacher is None:
-            raise NotComparableError("nothing was recorded.")
-        self._teacher.replaying = True
-        with _taught_by(trainer, self._teacher):
+        """The trainer learns from what was kept in this context, and its teacher cannot be asked."""
+        with self._kept(trainer, asks=False):
             yield
+
+    @contextmanager
+    def _kept(self, trainer: DistillationTrainer, asks: bool) -> Iterator[None]:
+        objective, teacher = trainer.objective, trainer.teacher
+        if teacher is None or not objective.needs()[1]:
+            raise NotComparableError("there is no teacher, or nothing is learnt from it.")
+        if teacher.anatomy.encoder_decoder:
+            raise NotComparableError(f"what {teacher.anatomy.family} shows of two kinds of tokens cannot be cached.")
+        try:
+            entries = Entries(objective.cached_needs(), teacher.anatomy)
+        except ValueError as error:
+            raise NotComparableError(str(error)) from error
+        store = Store.open(self.folder, "0" * 64, Layout(entries.kinds))
+        needs = objective.needs()[1] if asks else None
+        trainer._teaching.cache = TeacherCache(store, [entries], needs, trainer._inputs.label_name)
+        try:
+            yield
+        except UnknownRowsError as error:
+            raise NotComparableError(
+                "rows are not those of an earlier pass: the batches are made at random (masking, augmentation), or "
+                "padded without an attention_mask that says so. What a teacher showed of a row cannot be used again "
+                f"({error})."
+            ) from error
+        finally:
+            trainer._teaching.cache = None
 
 
 @contextmanager
@@ -93,13 +120,3 @@ def _set_attention(model: Any, kind: str) -> None:
         model.set_attn_implementation(kind)
     except ValueError as error:
         raise NotComparableError(f"{type(model).__name__} has no {kind} attention ({error}).") from error
-
-
-@contextmanager
-def _taught_by(trainer: DistillationTrainer, teacher: Teacher) -> Iterator[None]:
-    own = trainer.teacher
-    trainer.teacher = trainer._teaching.teacher = teacher
-    try:
-        yield
-    finally:
-        trainer.teacher = trainer._teaching.teacher = own

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from dataclasses import replace
 from typing import ClassVar
 
 import torch
@@ -55,8 +56,14 @@ class BatchRelationLoss(LayerwiseLoss):
         self.poolings = settled_poolings(self.pooling, student, teacher)
 
     def cached_needs(self) -> Needs:
-        """One vector of each row at the mapped layers."""
-        return Needs(pooled_states=frozenset((layer, self.poolings[1]) for _, layer in self.pairs))
+        """One vector of each row at the mapped layers, and what else a subclass needs.
+
+        A subclass that looks at the tokens of a mapped layer overrides this.
+        """
+        _, needs = self.needs()
+        layers = needs.hidden_states & {layer for _, layer in self.pairs}
+        pooled = frozenset((layer, self.poolings[1]) for layer in layers)
+        return replace(needs, hidden_states=needs.hidden_states - layers, pooled_states=pooled)
 
     def forward(self, student: Representations, teacher: Representations, batch: Batch) -> Tensor:
         """Sum of `compare` over the mapped layers."""

@@ -37,7 +37,7 @@ from hfdistill.equivalence.recipes import arm_equivalences
 from hfdistill.images.batches import ImageCollator
 from hfdistill.recipe_arguments import prepared_recipe
 
-ALL = ["repeat", "resume", "accumulation", "processes", "replayed teacher", "attention"]
+ALL = ["repeat", "resume", "accumulation", "processes", "cached teacher", "attention"]
 TESTS = Path(__file__).parents[1]
 
 
@@ -86,7 +86,7 @@ def test_the_tolerance_follows_the_precision(precision: str) -> None:
 
     found = by_name(equivalences(make_trainer))
     assert all(one.holds for name, one in found.items() if name != "processes")
-    for name in ("accumulation", "replayed teacher", "attention"):
+    for name in ("accumulation", "cached teacher", "attention"):
         assert found[name].tolerance == tolerance
         assert precision in found[name].note
 
@@ -215,8 +215,8 @@ def test_a_teacher_that_reads_padding_is_found() -> None:
         return trainer
 
     found = differing(broken)
-    assert "replayed teacher" in found
-    assert found <= {"replayed teacher", "accumulation"}
+    assert "cached teacher" in found
+    assert found <= {"cached teacher", "accumulation"}
 
 
 def test_random_numbers_that_no_seed_reaches_are_found() -> None:
@@ -270,11 +270,11 @@ def test_processes_that_are_not_connected_are_found(tmp_path: Path) -> None:
     ("own", "name", "reason"),
     [
         ({"objective": lambda: Objective(sp=SimilarityPreservingLoss())}, "accumulation", "share a micro-batch"),
-        ({"objective": lambda: Objective(task=TaskLoss()), "teacher": None}, "replayed teacher", "no teacher"),
+        ({"objective": lambda: Objective(task=TaskLoss()), "teacher": None}, "cached teacher", "no teacher"),
         ({"model": toy_deberta(), "teacher": toy_deberta()}, "attention", "in both ways"),
         ({"objective": lambda: Objective(task=DrawnLoss())}, "accumulation", "draws random numbers"),
         ({"data_collator": masked}, "accumulation", "draws random numbers"),
-        ({"data_collator": masked}, "replayed teacher", "made at random"),
+        ({"data_collator": masked}, "cached teacher", "made at random"),
         ({"train_dataset": text_rows(6)}, "accumulation", "need 8 rows"),
         ({}, "processes", "command"),
     ],

@@ -12,7 +12,7 @@ from hfdistill.losses.base import choose
 from hfdistill.losses.batch_relation import BatchRelationLoss
 from hfdistill.losses.layerwise import Layers
 from hfdistill.losses.method import Method, Paper
-from hfdistill.representations import Batch, Representations
+from hfdistill.representations import Batch, Needs, Representations
 from hfdistill.schedules import Schedule
 
 
@@ -95,6 +95,10 @@ class KernelAlignmentLoss(BatchRelationLoss):
                 "debiased=True cannot go with centre=False: the unbiased estimate is of the centred alignment. Leave "
                 "one of them out."
             )
+
+    def cached_needs(self) -> Needs:
+        """One vector of each row, or all tokens where these are the samples."""
+        return super().cached_needs() if self.samples == "rows" else self.needs()[1]
 
     def forward(self, student: Representations, teacher: Representations, batch: Batch) -> Tensor:
         """Sum of `compare` over the mapped layers."""

@@ -10,7 +10,7 @@ from hfdistill.losses.batch_relation import BatchRelationLoss
 from hfdistill.losses.layerwise import Layers
 from hfdistill.losses.method import Method, Paper
 from hfdistill.losses.places import Grid, pooled_grid
-from hfdistill.representations import Batch, Representations
+from hfdistill.representations import Batch, Needs, Representations
 from hfdistill.schedules import Schedule
 
 
@@ -77,6 +77,10 @@ class LocalCorrelationLoss(BatchRelationLoss):
         self.within = within
         self.same_place = same_place
         self.across = across
+
+    def cached_needs(self) -> Needs:
+        """All tokens of the mapped layers, of which the parts are made."""
+        return self.needs()[1]
 
     def forward(self, student: Representations, teacher: Representations, batch: Batch) -> Tensor:
         """Sum of `compare` over the mapped layers."""
