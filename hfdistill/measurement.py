@@ -22,7 +22,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.flop_counter import FlopCounterMode
 
 from hfdistill.distributed.sharding import element_count
 
@@ -78,6 +77,8 @@ def flops(model: nn.Module, batch: Mapping[str, Tensor]) -> int:
     Raises:
         ValueError: There is no row.
     """
+    from torch.utils.flop_counter import FlopCounterMode  # slow to import, and a trainer needs the rest alone
+
     row = _resized(_inputs(model, batch), 1)
     # torch's counter knows not every fused attention kernel (not the CPU's): as plain products all are counted
     with _evaluating(model), torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:

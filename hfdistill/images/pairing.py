@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from torch import nn
-from transformers import AutoImageProcessor, ImageProcessingMixin
+from transformers import ImageProcessingMixin
 
 from hfdistill.anatomy import Anatomy
 from hfdistill.images.pixels import ImageShape, PixelConversion, PixelStandard
@@ -71,6 +71,8 @@ def _loaded_processor(given: object, trust_remote_code: bool) -> ImageProcessing
     """The image processor beside a teacher that was given by name; None where there is none."""
     if not isinstance(given, str | Path):
         return None
+    from transformers import AutoImageProcessor  # slow to import, and text has none
+
     try:
         processor: ImageProcessingMixin = AutoImageProcessor.from_pretrained(  # type: ignore[no-untyped-call]
             str(given), trust_remote_code=trust_remote_code

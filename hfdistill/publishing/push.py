@@ -14,18 +14,19 @@ from concurrent.futures import Future
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from huggingface_hub import CommitInfo, HfApi
 from transformers.trainer_utils import HubStrategy
 from transformers.utils.hub import PushInProgress
 
 from hfdistill.checkpoints.trainer import CheckpointingTrainer
-from hfdistill.publishing.card import write_model_card
 from hfdistill.publishing.folder import CARD, StudentFolder
 from hfdistill.publishing.record import write_training_record
-from hfdistill.publishing.repository import HubRepository, explained
 from hfdistill.teachers import Teacher
+
+if TYPE_CHECKING:
+    from hfdistill.publishing.repository import HubRepository  # imported where something is published
 
 logger = logging.getLogger(__name__)
 
@@ -67,6 +68,8 @@ def push_student(
         PermissionError: no login, or one that may not write there.
         ConnectionError: the hub cannot be reached, or the connection broke; nothing was published then.
     """
+    from hfdistill.publishing.repository import HubRepository
+
     message = commit_message or HubRepository.commit_message
     repository = HubRepository(repo_id, private, revision, create_pr, message, token)
     return repository.push(StudentFolder.read(folder), merge_adapter)
@@ -109,6 +112,8 @@ class PublishingTrainer(CheckpointingTrainer):
             )
         name = self.args.hub_model_id or Path(str(self.args.output_dir)).absolute().name
         repository = self._repository(name, token, private, None)  # a branch is made by the push
+        from hfdistill.publishing.repository import explained
+
         with explained(name):
             self.hub_model_id = repository.prepare(repository.api())  # type: ignore[assignment]  # begins as None
         self.push_in_progress = None
@@ -134,6 +139,8 @@ class PublishingTrainer(CheckpointingTrainer):
             return
         if tasks or dataset or dataset_args:
             logger.warning("tasks, dataset and dataset_args are not written: the card tells what was recorded.")
+        from hfdistill.publishing.card import write_model_card
+
         write_model_card(
             str(self.args.output_dir),
             language=language,
@@ -227,6 +234,8 @@ class PublishingTrainer(CheckpointingTrainer):
         return job
 
     def _repository(self, name: str, token: str | None, private: bool | None, revision: str | None) -> HubRepository:
+        from hfdistill.publishing.repository import HubRepository
+
         private = self.args.hub_private_repo if private is None else private
         return HubRepository(name, private, revision, token=token or self.args.hub_token)
 
