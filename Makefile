@@ -36,7 +36,7 @@ types: $(DEV)  ## mypy, strict
 methods: $(DEV)  ## write docs/methods.md anew from the catalogue
 	$(BIN)/hfdistill methods --markdown > docs/methods.md
 
-bench: $(DEV)  ## speed and memory, e.g. make bench BENCH_ARGS=--help
+bench: $(DEV)  ## a short look at speed and memory, e.g. make bench BENCH_ARGS=--help
 	$(BIN)/python -m benchmarks $(BENCH_ARGS)
 
 clean:  ## remove the environment, caches and build products
