@@ -15,6 +15,8 @@ from source_tree import PACKAGE, REPOSITORY, Import, Source, sources
 
 import hfdistill
 
+# What is kept of a teacher, in the order in which it is made of each other.
+CACHE = ("folders", "shards", "keys", "store", "entries", "collator", "cache")
 # A module imports only modules of the lines above its own. This is the order of reading, too.
 LINES = (
     (
@@ -28,24 +30,20 @@ LINES = (
         "schedules",
         "vision_stages",
     ),
-    ("anatomy", "representations", "capture", "distributed", "distributed.sharding"),
+    (
+        *("anatomy", "representations", "capture", "attention_inputs", "output_head"),
+        *("distributed", "distributed.sharding"),
+    ),
     ("losses", "losses.*"),
     ("objective",),
     (  # its second half is what trainer and report are made of
         *("adapters", "attachment", "few_sample", "freezing", "meta_gradient", "perturbation"),
         *("schemes", "schemes.*", "teachers", "teacher_cache"),
+        *(f"teacher_cache.{name}" for name in (*CACHE, "probing", "teacher")),
         *("compatibility", "distillation_token", "evaluation", "item_counts", "likeness", "measurement", "mixup"),
-        *(
-            "model_loading",
-            "objective_state",
-            "observation",
-            "row_checks",
-            "sample_index",
-            "saved_model",
-            "shared_base",
-        ),
-        *("student_sizes", "student_state"),
-        *("teacher_tokens", "teacher_watch", "term_averages"),
+        *("model_loading", "objective_state", "observation", "row_checks", "sample_index", "saved_model"),
+        *("shared_base", "student_sizes", "student_state"),
+        *("teacher_precision", "teacher_pass", "teacher_tokens", "teacher_watch", "term_averages"),
         *(f"images.{name}" for name in ("augmentation", "decoding", "labels", "mixing", "pixels", "sources")),
     ),
     ("distributed.launch", "distributed.placement"),
@@ -57,10 +55,11 @@ LINES = (
     ("publishing", "publishing.*"),
     (
         *("presets", "presets.*", "arguments", "configuration", "images.pairing", "model_inputs", "pairing"),
-        *("teaching", "trainer"),
+        *("teaching", "teacher_cache.opening", "teacher_cache.trainer", "trainer"),
     ),
     (
         *("arms", "students", "stages", "glue", "run_record", "methods", "class_names", "comparison", "peak_memory"),
+        "teacher_cache.filling",
         *(f"checks.{name}" for name in ("answers", "doctor", "examination", "layers", "memory", "reading")),
         *("checks.steadiness", "checks.terms"),
     ),
@@ -70,7 +69,7 @@ LINES = (
     ("text_classification", "image_classification"),
     ("recipe_arguments",),
     ("equivalence", "equivalence.*"),
-    ("checks.recipe",),
+    ("checks.recipe", "teacher_cache.recipes"),
     ("cli",),
 )
 # What losses are made of: no method of its own stands in them.
@@ -83,34 +82,29 @@ LOSS_BASES = tuple(
 )
 # What a report is made of, beside the figures that a trainer needs too.
 REPORT = (
-    "calibration",
-    "similarity",
-    "record",
-    "folders",
-    "scores",
-    "costs",
-    "figures",
-    "finding",
-    "markdown",
-    "page",
+    *("calibration", "similarity", "record", "folders", "scores", "costs", "figures", "finding"),
+    *("markdown", "page"),
 )
 # What a module may import of its own line. A folder's __init__ may import the folder's modules besides.
 SAME_LINE = {
     "functional.*": ("functional.reductions",),
-    "capture": ("anatomy", "representations"),
+    "attention_inputs": ("representations",),
+    "capture": ("anatomy", "attention_inputs", "output_head", "representations"),
+    "output_head": ("anatomy", "distributed.sharding", "representations"),
     "losses.*": LOSS_BASES,
-    "teachers": ("model_loading", "teacher_cache", "teacher_tokens"),
+    "teachers": ("model_loading", "teacher_cache", "teacher_pass", "teacher_tokens"),
     "images.mixing": ("mixup",),
     "row_checks": ("images.pixels", "teachers"),
     "saved_model": ("model_loading",),
+    "teacher_cache.opening": ("arguments",),
+    "teacher_cache.trainer": ("arguments", "model_inputs", "teacher_cache.opening", "teaching"),
+    "teacher_cache.*": (
+        *(f"teacher_cache.{name}" for name in CACHE),
+        *("teacher_precision", "teacher_tokens"),
+    ),
     "distributed.placement": ("distributed.launch",),
     "images.*": tuple(f"images.{name}" for name in ("augmentation", "decoding", "labels", "sources")),
-    "checkpoints.*": (
-        "checkpoints.batch_randomness",
-        "checkpoints.folders",
-        "checkpoints.log_sums",
-        "checkpoints.storage",
-    ),
+    "checkpoints.*": tuple(f"checkpoints.{name}" for name in ("batch_randomness", "folders", "log_sums", "storage")),
     "checks.preflight": ("checks.findings",),
     "checks.*": tuple(
         f"checks.{name}" for name in ("answers", "examination", "layers", "memory", "reading", "steadiness", "terms")
@@ -129,14 +123,22 @@ SAME_LINE = {
     "equivalence.*": tuple(
         f"equivalence.{name}"
         for name in (
-            *("comparisons", "differences", "facts", "processes", "recipes", "recorded_teacher", "relations"),
+            *("comparisons", "differences", "facts", "processes", "recipes", "relations"),
             *("short_runs", "variations"),
         )
     ),
     "observation": ("attachment",),
     "perturbation": ("attachment",),
     "student_state": ("attachment",),
-    "trainer": ("arguments", "configuration", "model_inputs", "pairing", "presets", "teaching"),
+    "trainer": (
+        "arguments",
+        "configuration",
+        "model_inputs",
+        "pairing",
+        "presets",
+        "teaching",
+        "teacher_cache.trainer",
+    ),
 }
 # Where the lines above allow more than a module should see: importer -> (of this, only these).
 NARROWER = {"objective": ("losses*", ("losses.base", "losses.bilevel"))}

@@ -15,7 +15,7 @@ MAY_ASK_FOR_ATTRIBUTES = {
     ("hfdistill/__init__.py", "*"): "PEP 562: a public name is looked up in its submodule",
     ("hfdistill/anatomy.py", "*"): "this is where the project finds out how a transformers model is built",
     (
-        "hfdistill/capture.py",
+        "hfdistill/attention_inputs.py",
         "getattr(module, 'is_causal', True)",
     ): "what transformers' own backends ask, word for word",
 }
