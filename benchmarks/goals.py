@@ -32,8 +32,8 @@ class Goal:
     at_least: bool = False
 
     def met(self, figure: Ratio | float) -> bool:
-        """Whether a figure keeps the limit, to two digits behind the point as the limit has them."""
-        value = round(figure.of_medians if isinstance(figure, Ratio) else figure, 2)
+        """Whether a figure keeps the limit, without rounding."""
+        value = figure.of_medians if isinstance(figure, Ratio) else figure
         return value >= self.limit if self.at_least else value <= self.limit
 
 
@@ -151,5 +151,5 @@ def shown(goal: Goal, figure: Ratio | float | None) -> tuple[str, str, str]:
         return "not measured", "", ""
     met = "yes" if goal.met(figure) else "**no**"
     if isinstance(figure, Ratio):
-        return f"{figure.of_medians:.2f}", f"{figure.median:.2f} ({figure.low:.2f} to {figure.high:.2f})", met
-    return f"{figure:.2f}", "", met
+        return f"{figure.of_medians:.3f}", f"{figure.median:.2f} ({figure.low:.2f} to {figure.high:.2f})", met
+    return f"{figure:.3f}", "", met

@@ -83,16 +83,17 @@ def verdicts(found: Mapping[str, Section]) -> dict[str, str]:
 def test_goals_are_judged_by_the_figures_they_name() -> None:
     """A goal that reads another row would be met by chance."""
     found = verdicts(sections())
-    assert found["kd, live in float32, 64 tokens, over the floor"] == "1.05 | 1.05 (1.05 to 1.05) | yes"
-    assert found["hidden, live in float32, 64 tokens, over the floor"] == "1.10 | 1.10 (1.10 to 1.10) | **no**"
+    assert found["kd, live in float32, 64 tokens, over the floor"] == "1.050 | 1.05 (1.05 to 1.05) | yes"
+    assert found["hidden, live in float32, 64 tokens, over the floor"] == "1.100 | 1.10 (1.10 to 1.10) | **no**"
     assert found["tinybert, live in float32, 64 tokens, over the floor"] == "not measured"
-    assert found["its peak memory over that of the naive loop"] == "0.74 |  | yes"
+    assert found["its peak memory over that of the naive loop"] == "0.740 |  | yes"
     second = "kd, second epoch with cache, 64 tokens, over a bare student step"
-    assert found[second] == "1.20 | 1.20 (1.20 to 1.20) | **no**"
+    assert found[second] == "1.200 | 1.20 (1.20 to 1.20) | **no**"
     dynamic = f"an epoch of SST-2-like lengths, {epochs.DYNAMIC}, over"
-    assert found[f"{dynamic} {epochs.LIVE}"] == "3.00 |  | yes"
-    assert found[f"{dynamic} {epochs.CACHED}"] == "6.00 |  | yes"
+    assert found[f"{dynamic} {epochs.LIVE}"] == "3.000 |  | yes"
+    assert found[f"{dynamic} {epochs.CACHED}"] == "6.000 |  | yes"
     assert not Goal("", 3.0, lambda _: None, at_least=True).met(2.9)
+    assert not Goal("", 1.06, lambda _: None).met(1.061)
 
 
 def test_a_section_is_read_as_it_was_written(tmp_path: Path) -> None:
@@ -115,7 +116,7 @@ def test_a_page_gets_its_part_and_keeps_the_rest(tmp_path: Path) -> None:
         assert text.startswith(f"# Own\n{page.BEGIN}\n")
         assert text.endswith(f"\n{page.END}\nafter\n")
         assert "old" not in text
-        assert "| 0.74 |" in text
+        assert "| 0.740 |" in text
     assert "### A step" in long.read_text(encoding="utf-8")
     assert "### A step" not in short.read_text(encoding="utf-8")
     with pytest.raises(ValueError, match="needs one"):

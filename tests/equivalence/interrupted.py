@@ -87,8 +87,15 @@ def forked(work: Callable[[int], None]) -> tuple[int, int]:
         os._exit(1)
 
 
-def killed_at(child: int, pipe: int, draw: random.Random, folder: Path) -> dict[str, Any]:
-    """Kill the process some steps on, at a moment within the step; says what was being done."""
+def unfinished(folder: Path) -> set[tuple[str, int]]:
+    """Name and time of what a save has begun and not ended; what an earlier kill left stays until the next save."""
+    return {(path.name, path.stat().st_mtime_ns) for path in (folder / UNFINISHED).glob("*")}
+
+
+def killed_at(work: Callable[[int], None], draw: random.Random, folder: Path) -> dict[str, Any]:
+    """Kill a process some steps on, at a moment within the step; says what was being done."""
+    before = unfinished(folder)  # before the fork: it may have cleared it by the time that it is looked at
+    child, pipe = forked(work)
     steps, last, length = draw.randint(0, STEPS_PER_KILL - 1), time.monotonic(), 0.1
     for step in range(steps):
         if not select.select([pipe], [], [], 60)[0] or not os.read(pipe, 1):
@@ -98,7 +105,7 @@ def killed_at(child: int, pipe: int, draw: random.Random, folder: Path) -> dict[
     os.kill(child, signal.SIGKILL)
     _, status = os.waitpid(child, 0)
     os.close(pipe)
-    left = sorted(path.name for path in (folder / UNFINISHED).glob("*"))
+    left = sorted(name for name, _ in unfinished(folder) - before)
     return {
         "killed": os.WIFSIGNALED(status),
         "steps": steps,
@@ -127,7 +134,7 @@ def main(folder: Path, kills: int, seed: int) -> None:
         trainer(place, steps, pipe).train(resume_from_checkpoint=last_complete_checkpoint(place) is not None)
 
     for _ in range(kills):
-        told.append(killed_at(*forked(resumed), draw, place))
+        told.append(killed_at(resumed, draw, place))
     finished(*forked(resumed))
     (folder / "kills.json").write_text(json.dumps(told), encoding="utf-8")
 

@@ -40,7 +40,7 @@ def test_the_kills_hit_training_and_saving(folder: Path) -> None:
     assert sum(kill["killed"] for kill in told) == KILLS
     during_a_save = [kill for kill in told if kill["unfinished"]]
     assert len(during_a_save) >= 3
-    assert len(told) > len(during_a_save)  # on a busy machine saves take most of the time
+    assert len(told) - len(during_a_save) >= 3
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", OBJECTIVE_STATE])
